@@ -1,0 +1,11 @@
+"""The installed package is the one this tree describes."""
+
+import tomllib
+from pathlib import Path
+
+import mosaicmd.resolv
+
+
+def test_version_is_that_of_the_project_file():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert mosaicmd.resolv.__version__ == project["version"]
