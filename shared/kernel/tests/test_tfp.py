@@ -42,7 +42,7 @@ def test_mixture_density_by_the_closed_form():
 
 
 def test_nuts_samples_a_gaussian():
-    """64 chains started in equilibrium; the chains are independent, so their spread is the error."""
+    """64 independent chains started in equilibrium: their spread is the error."""
     tfp = load_tfp()
     width = 0.5
     kernel = tfp.mcmc.NoUTurnSampler(lambda x: -0.5 * (x / width) ** 2, step_size=0.4)
