@@ -107,7 +107,7 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def app(session: nox.Session) -> None:
-    """Run an app: NAME [TASK] [--preset quick|full] [--out DIR] ..., with the task `run` if none."""
+    """Run an app: NAME [TASK] [--preset quick|full] [--out DIR] ...; the task is `run` if unsaid."""
     names = sorted(path.parent.name for path in Path("apps").glob("*/app.py"))
     match session.posargs:
         case [name, *arguments] if name in names:
