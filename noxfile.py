@@ -64,7 +64,10 @@ def listed(path: Path) -> list[str]:
 
 EVERY_MEMBER = [f"mosaicmd-{member}[test]" for member in MEMBERS]
 EVERY_REQUIREMENT = EVERY_MEMBER + [
-    line for path in Path().glob("*/**/requirements.txt") for line in listed(path)
+    line
+    for pattern in ("apps/*/requirements.txt", "benchmarks/requirements.txt")
+    for path in sorted(Path().glob(pattern))
+    for line in listed(path)
 ]
 
 
@@ -107,7 +110,7 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def app(session: nox.Session) -> None:
-    """Run an app: NAME [TASK] [--preset quick|full] [--out DIR] ...; the task is `run` if unsaid."""
+    """Run an app: NAME [TASK] [--preset quick|full] [--out DIR] ...; a missing task is `run`."""
     names = sorted(path.parent.name for path in Path("apps").glob("*/app.py"))
     match session.posargs:
         case [name, *arguments] if name in names:

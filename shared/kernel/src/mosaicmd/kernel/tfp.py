@@ -10,7 +10,7 @@ import importlib
 import warnings
 from typing import Any
 
-import jax
+import jax.core
 import jax.interpreters.xla
 
 __all__ = ["load_tfp"]
@@ -30,7 +30,8 @@ def load_tfp() -> Any:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "jax.core.pytype_aval_mappings", DeprecationWarning)
-        vars(jax.interpreters.xla).setdefault("pytype_aval_mappings", jax.core.pytype_aval_mappings)
+        table = jax.core.pytype_aval_mappings
+        jax.interpreters.xla.__dict__.setdefault("pytype_aval_mappings", table)
         try:
             tfp = importlib.import_module("tensorflow_probability.substrates.jax")
         except ModuleNotFoundError as error:
