@@ -58,11 +58,25 @@ def edge_vectors(system: System, graph: Graph) -> Array:
     Masked edges have the constant vector ``(FAR, 0, 0)``: no potential sees them and
     their derivatives are zero and finite.
     """
-    positions, cell = system.positions, system.cell
-    vectors = gather_senders(positions, graph) - gather_receivers(positions, graph)
-    vectors = vectors + graph.shifts.astype(cell.dtype) @ cell
-    far = jnp.array([FAR, 0.0, 0.0], positions.dtype)
-    return jnp.where(graph.mask[:, None], vectors, far)
+    return jnp.stack(edge_components(system, graph), axis=-1)
+
+
+def edge_components(system: System, graph: Graph) -> tuple[Array, Array, Array]:
+    """The x, y and z of :func:`edge_vectors`, each ``[n_edges]``.
+
+    Arithmetic on whole components vectorises where that on short vectors does not: a
+    potential written with them runs about twice as fast on a CPU.
+    """
+    components = []
+    for axis, far in enumerate((FAR, 0.0, 0.0)):
+        values = _differences(system.positions[:, axis], graph)
+        column = system.cell[:, axis]
+        for direction in range(3):
+            shift = graph.shifts[:, direction].astype(column.dtype)
+            values = values + shift * column[direction]
+        components.append(jnp.where(graph.mask, values, far))
+    x, y, z = components
+    return x, y, z
 
 
 def gather_senders(values: Array, graph: Graph) -> Array:
@@ -165,6 +179,11 @@ def _sum_rows(values: Array, receivers: Array, row_length: int | None, n_atoms: 
     return jax.ops.segment_sum(values, receivers, n_atoms, indices_are_sorted=True)
 
 
+def _differences(values: Array, graph: Graph) -> Array:
+    """``values[senders] - values[receivers]`` of one per-atom scalar, ``[n_edges]``."""
+    return gather_senders(values, graph) - gather_receivers(values, graph)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _gather_senders(
     values: Array, senders: Array, receivers: Array, reverse: Array, row_length: int | None
@@ -189,7 +208,12 @@ _gather_senders.defvjp(_gather_senders_forward, _gather_senders_backward)
 
 @jax.custom_vjp
 def _swap(values: Array, reverse: Array) -> Array:
-    """Per-edge ``values`` at the opposite edges; an involution, hence its own transpose."""
+    """Per-edge ``values`` at the opposite edges; an involution, hence its own transpose.
+
+    The conditional never takes its first branch. It keeps XLA's CPU fusion from computing
+    ``values`` anew inside the gather, which measured three times slower.
+    """
+    values = jax.lax.cond(reverse[0] < 0, jnp.zeros_like, lambda kept: kept, values)
     return values.at[reverse].get(mode="promise_in_bounds", unique_indices=True)
 
 
