@@ -1,0 +1,153 @@
+"""The compiled part of a run: steps up to a frame, frames up to a chunk.
+
+A step holds the integrator, the neighbor check and the forces, and nothing else: both
+loops end at once when a neighbor list overflows or a system explodes, so that the state
+which comes back is the one to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mosaicmd.kernel.graphs import Graph
+from mosaicmd.kernel.integrators import Integrator, MDState
+from mosaicmd.kernel.momenta import degrees_of_freedom, kinetic_energy
+from mosaicmd.kernel.potentials import EnergyFn, Params, evaluate
+from mosaicmd.kernel.systems import System
+from mosaicmd.kernel.units import KELVIN
+
+Array = jax.Array
+Observe = Callable[[Params, System, Graph, Array], dict[str, Array]]
+"""``(params, system, graph, momenta) -> {name: per-frame quantity}``."""
+
+
+class Chunk(NamedTuple):
+    """What a chunk returns."""
+
+    md: MDState
+    neighbors: Any
+    frames: dict[str, Any]  # leading axis of the chunk's capacity; the first `n_frames` count
+    n_frames: Array  # [], int32, completed frames
+    n_steps: Array  # [], int32, steps done, those of an incomplete frame included
+    healthy: Array  # [], bool: no explosion
+
+
+def make_chunk(
+    energy_fn: EnergyFn,
+    integrator: Integrator,
+    observe: Observe | None,
+    *,
+    every: int,
+    capacity: int,
+    store_momenta: bool,
+) -> Callable[..., Chunk]:
+    """The function ``(plan, params, md, neighbors, n_frames, kT_limit) -> Chunk``.
+
+    ``n_frames`` is a traced number up to ``capacity``, so any length of run is the same
+    program. A system is healthy while its kinetic temperature is below ``kT_limit`` (shape
+    ``[]`` or ``[replicas]``) and its energy is finite.
+    """
+
+    def chunk(
+        plan: Any, params: Params, md: MDState, neighbors: Any, n_frames: Array, kT_limit: Array
+    ) -> Chunk:
+        over_replicas = replica_map(md)
+        drift, kick = over_replicas(integrator.drift), over_replicas(integrator.kick)
+        kinetic = over_replicas(kinetic_energy)
+        degrees = over_replicas(lambda s: degrees_of_freedom(s, integrator.fixed_degrees))
+        limit = 0.5 * degrees(md.system) * kT_limit
+
+        def alive(neighbors: Any, healthy: Array) -> Array:
+            return healthy & ~jnp.any(neighbors.graph.overflow)
+
+        def step(carry: tuple) -> tuple:
+            n_done, md, neighbors, _ = carry
+            md = drift(md)
+            neighbors = plan.update(neighbors, md.system)
+            md = kick(md, *forces(energy_fn, params, md.system, neighbors.graph))
+            finite = jnp.isfinite(md.energy)
+            healthy = jnp.all((kinetic(md.system, md.momenta) <= limit) & finite)
+            return n_done + 1, md, neighbors, healthy
+
+        def record(md: MDState, neighbors: Any) -> dict[str, Any]:
+            return over_replicas(
+                lambda md, graph: _frame(integrator, observe, params, md, graph, store_momenta)
+            )(md, neighbors.graph)
+
+        def frame(carry: tuple) -> tuple:
+            i, n_steps, md, neighbors, healthy, frames = carry
+            n_done, md, neighbors, healthy = jax.lax.while_loop(
+                lambda c: (c[0] < every) & alive(c[2], c[3]),
+                step,
+                (jnp.int32(0), md, neighbors, healthy),
+            )
+            frames = jax.tree.map(
+                lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0),
+                frames,
+                record(md, neighbors),
+            )
+            complete = alive(neighbors, healthy).astype(jnp.int32)
+            return i + complete, n_steps + n_done, md, neighbors, healthy, frames
+
+        one = jax.eval_shape(record, md, neighbors)
+        empty = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), one)
+        zero = jnp.int32(0)
+        i, n_steps, md, neighbors, healthy, frames = jax.lax.while_loop(
+            lambda c: (c[0] < n_frames) & alive(c[3], c[4]),
+            frame,
+            (zero, zero, md, neighbors, jnp.array(True), empty),
+        )
+        return Chunk(md, neighbors, frames, i, n_steps, healthy)
+
+    return chunk
+
+
+def replica_map(md: MDState) -> Callable[[Callable], Callable]:
+    """``jax.vmap`` for a state with a replica axis, else the identity."""
+    return jax.vmap if md.system.positions.ndim == 3 else lambda function: function
+
+
+def forces(
+    energy_fn: EnergyFn, params: Params, system: System, graph: Graph
+) -> tuple[Array, Array]:
+    """Energy and forces of one system or of every replica."""
+
+    def one(system: System, graph: Graph) -> tuple[Array, Array]:
+        evaluation = evaluate(energy_fn, params, system, graph)
+        return evaluation.energy, evaluation.forces
+
+    return jax.vmap(one)(system, graph) if system.positions.ndim == 3 else one(system, graph)
+
+
+def _frame(
+    integrator: Integrator,
+    observe: Observe | None,
+    params: Params,
+    md: MDState,
+    graph: Graph,
+    store_momenta: bool,
+) -> dict[str, Any]:
+    kinetic = kinetic_energy(md.system, md.momenta)
+    degrees = degrees_of_freedom(md.system, integrator.fixed_degrees)
+    quantities = {
+        "energy": md.energy,
+        "kinetic_energy": kinetic,
+        "temperature_kelvin": 2.0 * kinetic / (degrees * KELVIN),
+    }
+    if integrator.conserved is not None:
+        quantities["conserved_energy"] = integrator.conserved(md)
+    if observe is not None:
+        observed = observe(params, md.system, graph, md.momenta)
+        if taken := sorted(set(observed) & set(quantities)):
+            raise ValueError(f"`observe` returns {taken}, names that every run fills itself")
+        quantities |= observed
+    row = {
+        "positions": md.system.positions,
+        "cell": md.system.cell,
+        "quantities": quantities,
+    }
+    return row | ({"momenta": md.momenta} if store_momenta else {})
