@@ -148,7 +148,7 @@ weights = st.recursive(
 def frozen(tree):
     """A comparable form of nested containers, exact in types and bits."""
     if isinstance(tree, dict):
-        return "dict", [(key, frozen(child)) for key, child in tree.items()]
+        return "dict", [(key, frozen(child)) for key, child in sorted(tree.items())]
     if isinstance(tree, list | tuple):
         return type(tree).__name__, [frozen(child) for child in tree]
     if isinstance(tree, np.ndarray):

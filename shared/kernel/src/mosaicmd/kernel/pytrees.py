@@ -27,7 +27,7 @@ def to_arrays(tree: Pytree) -> dict[str, np.ndarray]:
     Raises:
         ValueError: naming the path of any other leaf.
     """
-    return {name: _to_numpy(leaf, name) for name, leaf in _named_leaves(tree)}
+    return {name: _to_numpy(leaf, name) for name, leaf in named_leaves(tree)}
 
 
 def from_arrays(template: Pytree, arrays: Mapping[str, np.ndarray]) -> Pytree:
@@ -43,7 +43,7 @@ def from_arrays(template: Pytree, arrays: Mapping[str, np.ndarray]) -> Pytree:
         ValueError: naming every path that is missing, unexpected, or of another shape or
             dtype.
     """
-    named = _named_leaves(template)
+    named = named_leaves(template)
     problems = [f"{name} is missing" for name, _ in named if name not in arrays]
     problems += [f"{name} is unexpected" for name in sorted(set(arrays) - {n for n, _ in named})]
     for name, leaf in named:
@@ -77,7 +77,9 @@ def encode(tree: Pytree, name: str = "params") -> tuple[Any, dict[str, np.ndarra
         if type(node) is dict:
             if not all(type(key) is str for key in node):
                 raise ValueError(f"{path} has keys that are not text: {list(node)[:5]}")
-            return {"dict": {key: visit(child, f"{path}/{key}") for key, child in node.items()}}
+            return {
+                "dict": {key: visit(child, f"{path}/{key}") for key, child in sorted(node.items())}
+            }
         if type(node) in (list, tuple):
             children = [visit(child, f"{path}/{index}") for index, child in enumerate(node)]
             return {type(node).__name__: children}
@@ -136,7 +138,8 @@ def decode(structure: Any, arrays: Mapping[str, np.ndarray]) -> Pytree:
     return tree
 
 
-def _named_leaves(tree: Pytree) -> list[tuple[str, Any]]:
+def named_leaves(tree: Pytree) -> list[tuple[str, Any]]:
+    """Leaves with their paths, which are all different, in the order of the tree."""
     named: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "."
