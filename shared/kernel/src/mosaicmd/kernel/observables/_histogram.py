@@ -30,6 +30,7 @@ def counts(
     upper: float,
     n_bins: int,
     smoothing: float | None = None,
+    closed: bool = False,
 ) -> Array:
     """Number of ``values`` per bin, counting those to ``include``.
 
@@ -40,6 +41,7 @@ def counts(
         n_bins: number of bins.
         smoothing: standard deviation of the Gaussian that replaces each value, making the
             result differentiable in ``values``; ``None``: a value counts in one bin.
+        closed: no value lies beyond ``upper``, and ``upper`` itself is in the last bin.
 
     Returns:
         Shape ``[n_bins]``, dtype of ``values``.
@@ -49,6 +51,8 @@ def counts(
     # Far values would overflow the integers; all of them belong past the last bin.
     position = jnp.minimum(jax.lax.stop_gradient(values) / width, 2.0 * n_bins)
     index = jnp.floor(position).astype(jnp.int32)
+    if closed:
+        index = jnp.minimum(index, n_bins - 1)
     if smoothing is None:
         index = jnp.where(include & (index < n_bins), index, n_bins)
         total = jnp.zeros(n_bins + 1, jnp.int32).at[index].add(1, mode="promise_in_bounds")

@@ -77,7 +77,12 @@ def adf(
             along = units[..., direction]
             cosine = cosine + along[:, first] * along[:, second]
         counted = counts(
-            _angle(cosine), include, upper=math.pi, n_bins=n_bins, smoothing=smoothing
+            _angle(cosine),
+            include,
+            upper=math.pi,
+            n_bins=n_bins,
+            smoothing=smoothing,
+            closed=True,
         )
         # A blurred angle may leave the interval: the norm is what stayed.
         total = jnp.sum(counted) * (math.pi / n_bins)
