@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -53,21 +54,27 @@ def load(directory, **keywords):
     return load_model(directory, architectures=ARCHITECTURES, **keywords)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def potential():
     return harmonic(CONFIG)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def params(potential):
     params = potential.init(jax.random.key(0))
     awkward = np.array([-0.0, np.nan, 5e-324, np.inf])
     return params | {"stiffness": params["stiffness"].at[:, 0].set(awkward), "scale": 1 / 3}
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, potential, params):
+    directory = tmp_path_factory.mktemp("original") / "model"
+    return save_model(directory, potential, params, training={"data": "water", "n": 3})
+
+
 @pytest.fixture
-def model(tmp_path, potential, params):
-    return save_model(tmp_path / "model", potential, params, training={"data": "water", "n": 3})
+def model(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
 
 
 def snapshot(directory):
