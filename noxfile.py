@@ -6,6 +6,7 @@ after `--` goes to the command of the session. Every session finds our own packa
 
 import os
 import shutil
+import sys
 import tempfile
 import tomllib
 from pathlib import Path
@@ -15,9 +16,14 @@ from packaging.requirements import Requirement
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.envdir = f".nox/{sys.version_info.major}.{sys.version_info.minor}"
 nox.options.download_python = "never"  # a Python that is not there is skipped, and named
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "tests", "integration"]
+
+PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+for folder in sorted(PYENV.glob("versions/3.1[1-9].*/bin")):  # where pyenv keeps other Pythons
+    os.environ["PATH"] += os.pathsep + str(folder)
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "mosaicmd" / "jax"))
@@ -86,12 +92,21 @@ def types(session: nox.Session) -> None:
     session.run("pyright", *session.posargs)
 
 
-@nox.session
-@nox.parametrize("member", list(MEMBERS), ids=list(MEMBERS))
-def tests(session: nox.Session, member: str) -> None:
-    """Test one member beside nothing but what it declares."""
-    session.install(*from_tree(f"mosaicmd-{member}[test]"))
-    session.run("pytest", str(MEMBERS[member] / "tests"), *session.posargs)
+for name in MEMBERS:
+
+    @nox.session(name=f"tests({name})")
+    def tests_of(session: nox.Session, member: str = name) -> None:
+        """Test one member beside nothing but what it declares."""
+        session.install(*from_tree(f"mosaicmd-{member}[test]"))
+        session.run("pytest", str(MEMBERS[member] / "tests"), *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Test every member, each in its own environment."""
+    version = f"-{session.python}" if session.python else ""
+    for member in MEMBERS:
+        session.notify(f"tests({member}){version}")
 
 
 @nox.session
@@ -141,13 +156,14 @@ def wheels(session: nox.Session) -> None:
     dist = Path("dist").resolve()
     shutil.rmtree(dist, ignore_errors=True)
     for path in MEMBERS.values():
-        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), str(path))
+        build = ["python", "-m", "build", "--no-isolation", "--outdir", str(dist), str(path)]
+        session.run(*build, silent=True)
     built = [str(path) for path in dist.glob("*.whl")]
     with tempfile.TemporaryDirectory() as clean, session.chdir(clean):
         session.run("python", "-m", "venv", "env")
         python = str(Path(clean, "env", "Scripts" if os.name == "nt" else "bin", "python"))
         if session.venv_backend == "uv":
-            session.run("uv", "pip", "install", "--python", python, *built)
+            session.run("uv", "pip", "install", "--quiet", "--python", python, *built)
         else:
-            session.run(python, "-m", "pip", "install", *built, external=True)
+            session.run(python, "-m", "pip", "install", "--quiet", *built, external=True)
         session.run(python, "-I", str(smoke), *MEMBERS, external=True)
