@@ -43,7 +43,7 @@ def atomic_write_bytes(path: PathLike, data: bytes) -> Path:
     """
     path = Path(os.path.realpath(path))
     temporary = _temporary_sibling(path)
-    with _explain_full_disk(path, len(data)):
+    with explain_full_disk(path, len(data)):
         try:
             _write_new_file(temporary, data)
             os.replace(temporary, path)
@@ -104,7 +104,7 @@ def atomic_write_directory(
     path = Path(os.path.realpath(path))
     _check_replaceable(path, files, overwrite)
     temporary = _temporary_sibling(path)
-    with _explain_full_disk(path, sum(map(len, files.values()))):
+    with explain_full_disk(path, sum(map(len, files.values()))):
         try:
             temporary.mkdir()
             for name, data in files.items():
@@ -177,7 +177,8 @@ def _replace_in_two_steps(new: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explain_full_disk(path: Path, needed: int) -> Iterator[None]:
+def explain_full_disk(path: Path, needed: int) -> Iterator[None]:
+    """Turns the errors of a full disk into one `DiskFullError` that names file and room."""
     try:
         yield
     except OSError as error:
