@@ -17,30 +17,39 @@ def check_contacts(md: MDState, graph: Graph, timestep: float, min_distance: flo
     Atoms overlap if they are closer than ``min_distance`` (Å), or if a force is not finite
     or would move its atom by more than :data:`LARGEST_JUMP` within one step.
     """
-    positions = np.asarray(md.system.positions, float)
-    if positions.ndim == 2:
-        _check_one(md, graph, timestep, min_distance, index=(), where="")
+    system = md.system
+    arrays = (
+        *(system.positions, system.cell, system.masses, md.forces, md.energy),
+        *(graph.senders, graph.receivers, graph.shifts, graph.mask),
+    )
+    hosted = [np.asarray(array) for array in arrays]
+    if hosted[0].ndim == 2:
+        _check_one(*hosted, timestep=timestep, min_distance=min_distance, where="")
         return
-    for replica in range(len(positions)):
+    for replica in range(len(hosted[0])):
+        one = (array[replica] for array in hosted)
         where = f" of replica {replica}"
-        _check_one(md, graph, timestep, min_distance, index=(replica,), where=where)
+        _check_one(*one, timestep=timestep, min_distance=min_distance, where=where)
 
 
 def _check_one(
-    md: MDState,
-    graph: Graph,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    masses: np.ndarray,
+    forces: np.ndarray,
+    energy: np.ndarray,
+    senders: np.ndarray,
+    receivers: np.ndarray,
+    shifts: np.ndarray,
+    mask: np.ndarray,
+    *,
     timestep: float,
     min_distance: float,
-    *,
-    index: tuple[int, ...],
     where: str,
 ) -> None:
-    system = md.system
-    positions = np.asarray(system.positions[index], float)
-    senders, receivers = np.asarray(graph.senders[index]), np.asarray(graph.receivers[index])
-    shifts = np.asarray(graph.shifts[index], float) @ np.asarray(system.cell[index], float)
-    vectors = positions[senders] - positions[receivers] + shifts
-    distances = np.where(graph.mask[index], np.linalg.norm(vectors, axis=1), np.inf)
+    senders, receivers = senders[mask], receivers[mask]
+    vectors = positions[senders] - positions[receivers] + shifts[mask] @ cell
+    distances = np.linalg.norm(vectors, axis=1)
 
     def pair(edge: int) -> str:
         return (
@@ -52,10 +61,10 @@ def _check_one(
             f"{pair(int(distances.argmin()))} (allowed: {min_distance:g} Å), so the run cannot "
             "start; move one of them, check unit and cell, or lower `min_distance`"
         )
-    forces = np.asarray(md.forces[index], float)
-    jumps = 0.5 * timestep**2 * np.linalg.norm(forces, axis=1) / np.asarray(system.masses[index])
+    sizes = np.linalg.norm(forces.astype(float), axis=1)
+    jumps = 0.5 * timestep**2 * sizes / masses
     jumps = np.where(np.isfinite(jumps), jumps, np.inf)
-    if np.isfinite(md.energy[index]) and jumps.max() <= LARGEST_JUMP:
+    if np.isfinite(energy) and jumps.max() <= LARGEST_JUMP:
         return
     atom = int(jumps.argmax())
     own = np.where(receivers == atom, distances, np.inf)
@@ -64,9 +73,8 @@ def _check_one(
         if len(own) and np.isfinite(own.min())
         else f"atom {atom}{where} has no neighbor"
     )
-    size = np.linalg.norm(forces[atom])
     raise ValueError(
-        f"the force on atom {atom}{where} is {size:.3g} eV/Å at an energy of "
-        f"{float(md.energy[index]):.6g} eV, so the run cannot start; {nearest}: relax the "
-        "structure first, look for overlapping atoms, or check the parameters"
+        f"the force on atom {atom}{where} is {sizes[atom]:.3g} eV/Å at an energy of "
+        f"{float(energy):.6g} eV, so the run cannot start; {nearest}: relax the structure first, "
+        "look for overlapping atoms, or check the parameters"
     )

@@ -5,24 +5,43 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaicmd.kernel._chunk import Chunk, Observe, forces, make_chunk, replica_map
+from mosaicmd.kernel._chunk import Chunk, forces, make_chunk
 from mosaicmd.kernel._contacts import check_contacts
-from mosaicmd.kernel.graphs import Graph
+from mosaicmd.kernel._explosions import (
+    SimulationError,
+    bath_temperature,
+    explosion,
+    temperature_limit,
+)
+from mosaicmd.kernel._run_directory import RunDirectory, fingerprint
+from mosaicmd.kernel._run_progress import run_progress
 from mosaicmd.kernel.integrators import Integrator, MDState, maxwell_boltzmann
-from mosaicmd.kernel.momenta import kinetic_tensor
-from mosaicmd.kernel.neighbors import grow, neighbor_list
-from mosaicmd.kernel.potentials import EnergyFn, Params, evaluate
-from mosaicmd.kernel.systems import System, volume
-from mosaicmd.kernel.trajectory import StatePoint, Trajectory, concatenate
-from mosaicmd.kernel.units import KELVIN
+from mosaicmd.kernel.neighbors import NeighborList, Neighbors, grow, neighbor_list
+from mosaicmd.kernel.observables import Observable
+from mosaicmd.kernel.observers import Observe, observe_all, pressure_observer
+from mosaicmd.kernel.potentials import EnergyFn, Params
+from mosaicmd.kernel.systems import System
+from mosaicmd.kernel.trajectory import StatePoint, Trajectory
+
+__all__ = [
+    "Observe",
+    "RunState",
+    "Simulation",
+    "SimulationError",
+    "pressure_observer",
+    "split_replicas",
+]
 
 Array = jax.Array
+Frames = dict[str, Any]  # numpy arrays with a leading frame axis
 
 
 @functools.partial(
@@ -32,36 +51,12 @@ Array = jax.Array
 )
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """Where a run stands."""
+    """Where a run stands; with replicas, arrays of ``md`` and ``neighbors`` lead with them."""
 
     md: MDState
-    neighbors: Any
+    neighbors: Neighbors
     step: int  # steps done since `start`
-    plan: Any  # the neighbor plan that `neighbors` belongs to
-
-
-class SimulationError(RuntimeError):
-    """A run that cannot go on.
-
-    Attributes:
-        step: the first bad step.
-        atom: index of the atom to look at.
-        replica: its replica, ``None`` without replicas.
-        trajectory: the frames before the bad step, ``None`` if there are none.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        step: int,
-        atom: int,
-        replica: int | None = None,
-        trajectory: Trajectory | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.step, self.atom, self.replica = step, atom, replica
-        self.trajectory = trajectory
+    plan: NeighborList  # what `neighbors` is built by
 
 
 class Simulation:
@@ -69,7 +64,12 @@ class Simulation:
 
     Nothing of a run is held here but compiled programs: one per neighbor plan and number
     of replicas. Parameters, positions and keys are arguments of these programs, so
-    changing them compiles nothing.
+    changing them compiles nothing::
+
+        simulation = Simulation(energy_fn, langevin(dt, friction, kT), cutoff=6.0, every=100)
+        state = simulation.start(key, params, system)
+        state, _ = simulation.run(params, state, 5_000)
+        state, trajectory = simulation.run(params, state, 100_000, directory="production")
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Simulation:
         skin: float = 1.0,
         every: int,
         chunk_frames: int = 25,
-        observe: Observe | None = None,
+        observe: Observe | Observable | Sequence[Observable] | None = None,
         store_momenta: bool = False,
         max_temperature_kelvin: float | None = None,
         min_distance: float = 0.3,
@@ -96,16 +96,19 @@ class Simulation:
             every: steps between frames.
             chunk_frames: frames per compiled chunk, which is also the distance between
                 checkpoints and updates of the progress bar.
-            observe: ``(params, system, graph, momenta) -> dict`` of arrays, evaluated once
-                per frame; the graph reaches at least to the cutoff. A function of one
-                system, also in runs of replicas.
+            observe: what to evaluate once per frame besides ``energy``, ``kinetic_energy``
+                (eV), ``temperature_kelvin`` and, where there is one, the integrator's
+                ``conserved_energy`` (eV): observables, or a function ``(params, system,
+                graph, momenta) -> dict`` of one system, also in runs of replicas. The
+                graph reaches at least to the cutoff.
             store_momenta: keep the momenta of every frame.
             max_temperature_kelvin: the run stops with an error above this; by default
                 20 times the temperature of thermostat or start, at least 10 000 K.
             min_distance: atoms closer than this at the start are an error, Å.
 
         Raises:
-            ValueError: for settings out of range.
+            ValueError: for settings out of range, or observables that look farther than
+                the cutoff.
         """
         for name, value in (("cutoff", cutoff), ("skin", skin), ("min_distance", min_distance)):
             if not (value >= 0.0 and math.isfinite(value)) or (name == "cutoff" and value == 0.0):
@@ -121,18 +124,17 @@ class Simulation:
         self.cutoff, self.skin = float(cutoff), float(skin)
         self.every, self.chunk_frames = int(every), int(chunk_frames)
         self.max_temperature_kelvin, self.min_distance = max_temperature_kelvin, min_distance
-        self._chunk = jax.jit(
-            make_chunk(
-                energy_fn,
-                integrator,
-                observe,
-                every=self.every,
-                capacity=self.chunk_frames,
-                store_momenta=store_momenta,
-            ),
-            static_argnums=0,
+        self._chunk = make_chunk(
+            energy_fn,
+            integrator,
+            observe_all(observe, self.cutoff),
+            every=self.every,
+            capacity=self.chunk_frames,
+            store_momenta=store_momenta,
         )
+        self._run_chunk = jax.jit(self._chunk, static_argnums=0)
         self._prepare = jax.jit(self._prepared, static_argnums=0)
+        self._begin = jax.jit(self._begun)
 
     def start(
         self,
@@ -162,33 +164,24 @@ class Simulation:
         """
         system, count = _replicated(system, replicas)
         kT = self.integrator.kT if kT is None else kT
-        if momenta is None and kT is None:
+        dtype, batch = system.positions.dtype, () if count is None else (count,)
+        if kT is not None:
+            kT = jnp.broadcast_to(jnp.asarray(kT, dtype), batch)
+        if momenta is not None:
+            momenta = jnp.asarray(momenta, dtype)
+            if momenta.shape not in (system.positions.shape, system.positions.shape[-2:]):
+                raise ValueError(
+                    f"`momenta` has shape {momenta.shape}, the system {system.positions.shape}"
+                )
+            momenta = jnp.broadcast_to(momenta, system.positions.shape)
+        elif kT is None:
             raise ValueError(
                 f"{self.integrator.settings['integrator']!r} has no temperature of its own: "
                 "give `momenta`, or `kT` (eV) to draw them"
             )
-        key_momenta, key_noise = jax.random.split(key)
-        bath = None if kT is None else jnp.asarray(kT, system.positions.dtype)
-        if count is not None:
-            key_momenta = jax.random.split(key_momenta, count)
-            key_noise = jax.random.split(key_noise, count)
-            bath = None if bath is None else jnp.broadcast_to(bath, (count,))
-        over = jax.vmap if count is not None else lambda function: function
-        if momenta is None:
-            momenta = over(maxwell_boltzmann)(key_momenta, system, bath)
-        else:
-            momenta = jnp.asarray(momenta, system.positions.dtype)
-            if count is not None and momenta.ndim == 2:
-                momenta = jnp.broadcast_to(momenta, (count, *momenta.shape))
-            if momenta.shape != system.positions.shape:
-                raise ValueError(
-                    f"`momenta` has shape {momenta.shape}, the system {system.positions.shape}"
-                )
-        md = over(self.integrator.init)(key_noise, system, momenta, bath)
-        one = system if count is None else jax.tree.map(lambda leaf: leaf[0], system)
-        plan = neighbor_list(one, self.cutoff, self.skin)
-        state = RunState(md, plan.build(system), 0, plan)
-        state = self._refreshed(params, state)
+        md = self._begin(key, system, momenta, kT)
+        plan = neighbor_list(system, self.cutoff, skin=self.skin)
+        state = self._refreshed(params, plan, md, 0)
         check_contacts(state.md, state.neighbors.graph, self.integrator.timestep, self.min_distance)
         return state
 
@@ -197,136 +190,210 @@ class Simulation:
         params: Params,
         state: RunState,
         n_steps: int,
+        *,
+        progress: bool | None = None,
+        directory: str | Path | None = None,
     ) -> tuple[RunState, Trajectory]:
         """Propagate by ``n_steps`` and return every frame on the way.
 
-        Forces are evaluated anew at the start, so ``params`` may differ from those that
-        ``state`` comes from.
+        Neighbors and forces are computed anew at the start, so ``params`` may differ from
+        those that ``state`` comes from, and its arrays may be replaced.
+
+        With a ``directory``, the frames and the complete state are written after every
+        chunk. The same call again, also after a kill at any moment, goes on from there
+        and returns the same bits as one that was never interrupted; a larger ``n_steps``
+        extends the run.
 
         Args:
             params: of the energy function.
             state: from :meth:`start` or an earlier run; it is not used up.
             n_steps: a multiple of ``every``.
+            progress: show progress on stderr; by default only if the run takes longer than
+                about five seconds.
+            directory: where this run, and no other, is kept.
 
         Returns:
             The state at the end, and the frames. With replicas, arrays of the trajectory
             have the axes ``[n_frames, replicas, ...]``; :func:`split_replicas` takes them
-            apart.
+            apart. ``state_point.kT`` is NaN without a thermostat.
 
         Raises:
-            ValueError: if ``n_steps`` is no positive multiple of ``every``.
+            ValueError: if ``n_steps`` is no positive multiple of ``every``, or the
+                directory belongs to another run.
             SimulationError: if energy or momenta stop being finite, or the temperature
-                exceeds the limit.
+                exceeds the limit. It holds the frames so far.
+            DiskFullError: if a chunk cannot be written; what was written before is whole,
+                and the same call goes on from there.
         """
         if n_steps < 1 or n_steps % self.every:
             raise ValueError(
                 f"`n_steps` must be a positive multiple of every={self.every}, got {n_steps!r}"
             )
-        limit = self._temperature_limit(state.md)
-        state = self._refreshed(params, state)
-        pieces: list[Trajectory] = []
-        n_frames = n_steps // self.every
-        while n_frames > 0:
-            state, piece = self._advanced(params, state, n_frames, limit, pieces)
-            pieces.append(piece)
-            n_frames -= piece.n_frames
-        return state, concatenate(pieces)
+        limit = temperature_limit(state.md, self.max_temperature_kelvin)
+        state = self._refreshed(params, state.plan, state.md, state.step)
+        end = state.step + int(n_steps)
+        frames: list[Frames] = []
+        files = None
+        if directory is not None:
+            like = self._frames_like(params, state, limit)
+            files = RunDirectory(directory, self._identity(params, state, like))
+            state, frames = self._resumed(files, state, end, like)
+        with run_progress(progress, self.integrator, state.step, end) as advance:
+            while state.step < end:
+                chunk, start = self._advanced(params, state, end, limit)
+                if int(chunk.n_frames):
+                    frames.append(self._frames(start.step, chunk))
+                state = RunState(
+                    chunk.md, chunk.neighbors, start.step + int(chunk.n_steps), start.plan
+                )
+                if files is not None and int(chunk.n_frames):
+                    files.save_frames(int(frames[-1]["step"][-1]), frames[-1])
+                if not chunk.healthy:
+                    raise explosion(
+                        state.md,
+                        state.step,
+                        self.integrator.timestep,
+                        checkpoint=None if files is None else files.newest(),
+                        trajectory=self._trajectory(state.md, frames) if frames else None,
+                    )
+                if files is not None:
+                    metadata = {"plan": dataclasses.asdict(state.plan)}
+                    files.save_state(state.step, state, metadata)
+                advance(state.step)
+        return state, self._trajectory(state.md, frames)
+
+    def _begun(
+        self, key: Array, system: System, momenta: Array | None, kT: Array | None
+    ) -> MDState:
+        """Momenta, thermostat and keys; no forces yet."""
+
+        def one(draw: Array, noise: Array, system: System, momenta: Any, kT: Any) -> MDState:
+            momenta = maxwell_boltzmann(draw, system, kT) if momenta is None else momenta
+            return self.integrator.init(noise, system, momenta, kT)
+
+        draw, noise = jax.random.split(key)
+        if system.positions.ndim == 2:
+            return one(draw, noise, system, momenta, kT)
+        count = system.positions.shape[0]
+        keys = jax.random.split(draw, count), jax.random.split(noise, count)
+        return jax.vmap(one)(*keys, system, momenta, kT)
 
     def _advanced(
-        self,
-        params: Params,
-        state: RunState,
-        n_frames: int,
-        limit: Array,
-        pieces: list[Trajectory],
-    ) -> tuple[RunState, Trajectory]:
-        """One chunk of at most ``n_frames``, repeated with a larger plan if lists overflow."""
-        n_frames = min(n_frames, self.chunk_frames)
+        self, params: Params, state: RunState, end: int, limit: Array
+    ) -> tuple[Chunk, RunState]:
+        """One chunk, repeated with a larger plan while lists overflow; and where it began."""
+        n_frames = jnp.int32(min((end - state.step) // self.every, self.chunk_frames))
         while True:
-            chunk = self._chunk(
-                state.plan, params, state.md, state.neighbors, jnp.int32(n_frames), limit
-            )
+            chunk = self._run_chunk(state.plan, params, state.md, state.neighbors, n_frames, limit)
             if not np.any(chunk.neighbors.graph.overflow):
-                break
-            state = _regrown(state, chunk.neighbors)
-        done = RunState(chunk.md, chunk.neighbors, state.step + int(chunk.n_steps), state.plan)
-        if not chunk.healthy:
-            piece = [self._trajectory(state, chunk)] if int(chunk.n_frames) else []
-            raise self._failure(done, pieces + piece)
-        return done, self._trajectory(state, chunk)
+                return chunk, state
+            # Built where the list was built last, so the new list is renewed at the same
+            # steps and differs by its padding alone.
+            plan = grow(state.plan, chunk.neighbors)
+            old = state.neighbors
+            reference = state.md.system._replace(positions=old.positions, cell=old.cell)
+            while np.any((neighbors := jax.jit(plan.build)(reference)).graph.overflow):
+                plan = grow(plan, neighbors)
+            state = RunState(state.md, neighbors, state.step, plan)
 
-    def _trajectory(self, start: RunState, chunk: Chunk) -> Trajectory:
-        """The completed frames of a chunk that began at ``start``."""
+    def _refreshed(self, params: Params, plan: NeighborList, md: MDState, step: int) -> RunState:
+        """The state with neighbors and forces that belong to its positions and ``params``."""
+        while True:
+            fresh, neighbors = self._prepare(plan, params, md)
+            if not np.any(neighbors.graph.overflow):
+                return RunState(fresh, neighbors, step, plan)
+            plan = grow(plan, neighbors)
+
+    def _prepared(
+        self, plan: NeighborList, params: Params, md: MDState
+    ) -> tuple[MDState, Neighbors]:
+        neighbors = plan.build(md.system)
+        energy, force = forces(self.energy_fn, params, md.system, neighbors.graph)
+        force = jnp.where(md.system.mask[..., None], force, 0.0)
+        return md._replace(energy=energy, forces=force), neighbors
+
+    def _frames(self, first_step: int, chunk: Chunk) -> Frames:
+        """The completed frames of a chunk that began at ``first_step``, on the host."""
         n_frames = int(chunk.n_frames)
-        frames = jax.tree.map(lambda rows: jnp.asarray(np.asarray(rows)[:n_frames]), chunk.frames)
-        system = chunk.md.system
+        frames = jax.tree.map(lambda rows: np.array(rows[:n_frames]), jax.device_get(chunk.frames))
+        return frames | {"step": first_step + self.every * np.arange(1, n_frames + 1)}
+
+    def _trajectory(self, md: MDState, pieces: list[Frames]) -> Trajectory:
+        frames = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+        time = frames.pop("step") * self.integrator.timestep
+        frames = jax.tree.map(jnp.asarray, frames)
+        system = md.system
         if system.positions.ndim == 3:
             system = jax.tree.map(lambda leaf: leaf[0], system)
-        steps = start.step + self.every * np.arange(1, n_frames + 1)
+        kT = bath_temperature(md)
         return Trajectory(
             systems=system._replace(positions=frames["positions"], cell=frames["cell"]),
             quantities=frames["quantities"],
-            state_point=StatePoint(_bath_temperature(chunk.md)),
+            state_point=StatePoint(jnp.asarray(kT) if kT.ndim else float(kT)),
             momenta=frames.get("momenta"),
-            time=jnp.asarray(steps * self.integrator.timestep),
+            time=jnp.asarray(time),
         )
 
-    def _refreshed(self, params: Params, state: RunState) -> RunState:
-        """The state with neighbors and forces that belong to its positions and ``params``."""
-        while True:
-            md, neighbors = self._prepare(state.plan, params, state.md, state.neighbors)
-            if not np.any(neighbors.graph.overflow):
-                return RunState(md, neighbors, state.step, state.plan)
-            state = _regrown(state, neighbors)
-
-    def _prepared(
-        self, plan: Any, params: Params, md: MDState, neighbors: Any
-    ) -> tuple[MDState, Any]:
-        neighbors = plan.update(neighbors, md.system)
-        energy, force = forces(self.energy_fn, params, md.system, neighbors.graph)
-        mask = md.system.mask[..., None]
-        return md._replace(energy=energy, forces=jnp.where(mask, force, 0.0)), neighbors
-
-    def _temperature_limit(self, md: MDState) -> Array:
-        """Above this ``kT`` a run has exploded; shape ``[]`` or ``[replicas]``."""
-        dtype = md.momenta.dtype
-        if self.max_temperature_kelvin is not None:
-            highest = np.asarray(self.max_temperature_kelvin * KELVIN)
-        else:
-            mean_square = jnp.mean(md.momenta**2 / md.system.masses[..., None], axis=(-2, -1))
-            kT = np.maximum(np.nan_to_num(_bath_temperature(md)), np.asarray(mean_square))
-            highest = np.maximum(20.0 * kT, 1.0e4 * KELVIN)
-        return jnp.broadcast_to(jnp.asarray(highest, dtype), md.energy.shape)
-
-    def _failure(self, state: RunState, pieces: list[Trajectory]) -> SimulationError:
-        """The error for a state that is no longer healthy."""
-        md = jax.device_get(state.md._replace(key=None))
-        masses = np.where(md.system.mask, md.system.masses, np.inf)[..., None]
-        kinetic = 0.5 * np.sum(md.momenta.astype(float) ** 2 / masses, axis=-1)
-        force = np.sum(md.forces.astype(float) ** 2, axis=-1)
-        broken = ~np.isfinite(kinetic + force)
-        worst = int(np.argmax(np.where(broken, np.inf, kinetic)))
-        atom = worst % kinetic.shape[-1]
-        replica = worst // kinetic.shape[-1] if kinetic.ndim == 2 else None
-        own = kinetic if replica is None else kinetic[replica]
-        n_atoms = np.sum(md.system.mask if replica is None else md.system.mask[replica])
-        temperature = 2.0 * np.sum(own) / (3.0 * n_atoms * KELVIN)
-        where = f"atom {atom}" + ("" if replica is None else f" of replica {replica}")
-        what = (
-            f"the forces on or momentum of {where} are not finite"
-            if broken.any()
-            else f"the temperature reached {temperature:.4g} K, {where} being the fastest"
+    def _frames_like(self, params: Params, state: RunState, limit: Array) -> Frames:
+        """Shapes and dtypes of what :meth:`_frames` returns."""
+        chunk = jax.eval_shape(
+            functools.partial(self._chunk, state.plan),
+            params,
+            state.md,
+            state.neighbors,
+            jnp.int32(1),
+            limit,
         )
-        message = (
-            f"the run broke at step {state.step}: {what}. Try a smaller timestep (now "
-            f"{self.integrator.timestep:.4g} t), look for overlapping atoms in the start "
-            "structure, and ask whether the potential was trained for such configurations; "
-            "if it is meant to be this hot, raise `max_temperature_kelvin`"
-        )
-        trajectory = concatenate(pieces) if pieces else None
-        return SimulationError(
-            message, step=state.step, atom=atom, replica=replica, trajectory=trajectory
-        )
+        return chunk.frames | {"step": np.zeros(self.chunk_frames, np.int64)}
+
+    def _identity(self, params: Params, state: RunState, like: Frames) -> dict[str, Any]:
+        """What makes a run this run, for its directory."""
+        start = {k: v for k, v in state.md._asdict().items() if k not in ("forces", "energy")}
+        quantities = like["quantities"] | {n: like[n] for n in like if n != "quantities"}
+        return {
+            "integrator": dict(self.integrator.settings),
+            "cutoff": self.cutoff,
+            "skin": self.skin,
+            "every": self.every,
+            "chunk_frames": self.chunk_frames,
+            "frames": jax.tree.map(lambda leaf: f"{leaf.dtype}{[*leaf.shape[1:]]}", quantities),
+            "start": {
+                "step": state.step,
+                "energy": np.asarray(state.md.energy, float).tolist(),
+                "state": fingerprint(start),
+            },
+            "params": fingerprint(params),
+        }
+
+    def _resumed(
+        self, files: RunDirectory, state: RunState, end: int, like: Frames
+    ) -> tuple[RunState, list[Frames]]:
+        """State and frames where the run in a directory stopped, or those given."""
+
+        def state_like(metadata: Mapping[str, Any]) -> RunState:
+            stored: Mapping[str, Any] = metadata["plan"]
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in stored.items()
+            }
+            plan = NeighborList(**fields)
+            return RunState(state.md, jax.eval_shape(plan.build, state.md.system), 0, plan)
+
+        start = state.step
+        restored = files.restore(state_like)
+        state = state if restored is None else restored
+        if state.step > end:
+            raise ValueError(
+                f"{files.path} is at step {state.step} already, {state.step - start} steps from "
+                f"its start, but `n_steps` is {end - start}; ask for at least as many"
+            )
+        frames = files.load_frames(state.step, like)
+        steps = np.concatenate([np.zeros(0, int), *(piece["step"] for piece in frames)])
+        if not np.array_equal(steps, np.arange(start + self.every, state.step + 1, self.every)):
+            raise ValueError(
+                f"{files.path} lacks frames before step {state.step}; delete it to start anew"
+            )
+        return state, frames
 
 
 def split_replicas(trajectory: Trajectory) -> list[Trajectory]:
@@ -338,38 +405,21 @@ def split_replicas(trajectory: Trajectory) -> list[Trajectory]:
     systems = trajectory.systems
     if systems.positions.ndim != 4:
         raise ValueError("the trajectory has no replica axis: it is that of one system")
+    kT = np.broadcast_to(np.asarray(trajectory.state_point.kT), systems.positions.shape[1])
 
     def one(index: int) -> Trajectory:
-        quantities, momenta = jax.tree.map(
-            lambda leaf: leaf[:, index], (trajectory.quantities, trajectory.momenta)
+        positions, cell, quantities, momenta = jax.tree.map(
+            lambda leaf: leaf[:, index],
+            (systems.positions, systems.cell, trajectory.quantities, trajectory.momenta),
         )
-        kT = np.asarray(trajectory.state_point.kT)
         return trajectory._replace(
-            systems=systems._replace(
-                positions=systems.positions[:, index], cell=systems.cell[:, index]
-            ),
+            systems=systems._replace(positions=positions, cell=cell),
             quantities=quantities,
             momenta=momenta,
-            state_point=trajectory.state_point._replace(kT=float(kT[index] if kT.ndim else kT)),
+            state_point=trajectory.state_point._replace(kT=float(kT[index])),
         )
 
-    return [one(index) for index in range(systems.positions.shape[1])]
-
-
-def pressure_observer(energy_fn: EnergyFn) -> Observe:
-    """An ``observe`` function for the instantaneous pressure of a periodic system.
-
-    It returns ``pressure_tensor``, kinetic part plus virial, ``[3, 3]``, and its mean
-    diagonal ``pressure``, both in eV/Å³. Where the total momentum is conserved at zero,
-    the kinetic part is that of ``N - 1`` atoms.
-    """
-
-    def observe(params: Params, system: System, graph: Graph, momenta: Array) -> dict[str, Array]:
-        stress = evaluate(energy_fn, params, system, graph, stress=True).stress
-        tensor = kinetic_tensor(system, momenta) / volume(system) - stress
-        return {"pressure_tensor": tensor, "pressure": jnp.trace(tensor) / 3.0}
-
-    return observe
+    return [one(index) for index in range(len(kT))]
 
 
 def _replicated(system: System, replicas: int | None) -> tuple[System, int | None]:
@@ -385,17 +435,3 @@ def _replicated(system: System, replicas: int | None) -> tuple[System, int | Non
         raise ValueError(f"`replicas` must be positive, got {replicas}")
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (replicas, *leaf.shape)), system)
     return copies, replicas
-
-
-def _regrown(state: RunState, overflowing: Any) -> RunState:
-    """The state with a larger plan and its neighbors built at the same reference positions."""
-    plan = grow(state.plan, overflowing)
-    old = state.neighbors
-    reference = state.md.system._replace(positions=old.positions, cell=old.cell)
-    return RunState(state.md, plan.build(reference), state.step, plan)
-
-
-def _bath_temperature(md: MDState) -> np.ndarray:
-    """``kT`` of the thermostat, NaN without one; eV."""
-    kT = getattr(md.thermostat, "kT", math.nan)
-    return np.asarray(kT, float)
