@@ -2,6 +2,31 @@
 
 from importlib.metadata import version
 
+from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
+from mosaicmd.gnn_models.pair_spline import PairSplineConfig, pair_spline
+from mosaicmd.gnn_models.soft_repulsion import SoftRepulsionConfig, soft_repulsion
+from mosaicmd.gnn_models.stillinger_weber import (
+    StillingerWeberPairConfig,
+    ThreeBodyConfig,
+    stillinger_weber,
+    stillinger_weber_pair,
+    three_body,
+)
+
 __version__ = version("mosaicmd-gnn-models")
 
-__all__ = ["__version__"]
+__all__ = [
+    "LennardJonesConfig",
+    "PairSplineConfig",
+    "SoftRepulsionConfig",
+    "StillingerWeberPairConfig",
+    "ThreeBodyConfig",
+    "__version__",
+    "lennard_jones",
+    "pair_spline",
+    "soft_repulsion",
+    "stillinger_weber",
+    "stillinger_weber_pair",
+    "tail_correction",
+    "three_body",
+]
