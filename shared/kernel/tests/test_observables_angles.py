@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mosaicmd.kernel.graphs import Graph, host_graph, pad_graph
+from mosaicmd.kernel.neighbors import neighbor_list
 from mosaicmd.kernel.observables import adf, tetrahedral_order
 from mosaicmd.kernel.systems import from_ase, make_system, pad_system
 
@@ -114,14 +115,18 @@ def test_ideal_gas_has_sine_distribution_and_no_order():
     angle = adf(r_max=3.0, n_bins=12)
     order = tetrahedral_order(cutoff=6.0, max_neighbors=60)
     expected = 0.5 * -np.diff(np.cos(np.linspace(0.0, np.pi, 13))) / (np.pi / 12)
-    system = make_system(np.zeros((200, 3)), 1, cell=20.0, masses=1.0)
-    frame = jax.jit(lambda *one: (angle.per_frame(*one), order.per_frame(*one)))
-    found = []
-    for positions in np.random.default_rng(0).uniform(0.0, 20.0, (64, 200, 3)):
-        moved = system._replace(positions=jnp.asarray(positions))
-        graph = pad_graph(host_graph(moved, 6.0), 6000, n_atoms=200)
-        found.append(frame(None, moved, graph, None))
-    angles, orders = (np.asarray(column) for column in zip(*found, strict=True))
+    positions = jax.random.uniform(jax.random.key(0), (64, 200, 3), maxval=20.0)
+    system = make_system(positions[0], 1, cell=20.0, masses=1.0)
+    batch = system._replace(positions=positions, cell=jnp.tile(system.cell, (64, 1, 1)))
+    plan = neighbor_list(batch, 6.0, skin=0.0)
+
+    @jax.jit
+    def frame(positions):
+        moved = system._replace(positions=positions)
+        graph = plan.build(moved).graph
+        return [o.per_frame(None, moved, graph, None) for o in (angle, order)]
+
+    angles, orders = (np.asarray(values) for values in jax.lax.map(frame, positions))
     z = (angles.mean(axis=0) - expected) / (angles.std(axis=0, ddof=1) / 8.0)
     assert np.abs(z).max() < 4.0
     assert abs(orders.mean() / (orders.std(ddof=1) / 8.0)) < 4.0

@@ -157,12 +157,15 @@ def standard_error(series: Array, weights: Array | None = None) -> tuple[Array, 
         weights: shape ``[n_frames]``, need not be normalised; ``None``: all equal.
 
     Returns:
-        The error and the statistical inefficiency of the weighted series, each ``[...]``.
+        The error (nan for a single frame) and the statistical inefficiency of the weighted
+        series, each ``[...]``.
     """
     deviation = influence(series, weights)
     n_frames = deviation.shape[0]
     inefficiency = statistical_inefficiency(deviation)
-    variance = jnp.sum(deviation**2, axis=0) / max(n_frames - 1, 1)
+    if n_frames == 1:
+        return jnp.full_like(inefficiency, jnp.nan), inefficiency
+    variance = jnp.sum(deviation**2, axis=0) / (n_frames - 1)
     return jnp.sqrt(inefficiency * variance / n_frames), inefficiency
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,10 @@ Array = jax.Array
 
 REACH = 5.0
 """A smoothed value touches the bins within this many standard deviations."""
+
+_SPARE = 128
+"""Bins past the end for what does not count: many in turn, as adding to one bin again and
+again makes each addition wait for the one before."""
 
 
 def bin_edges(upper: float, n_bins: int) -> np.ndarray:
@@ -54,17 +60,28 @@ def counts(
     if closed:
         index = jnp.minimum(index, n_bins - 1)
     if smoothing is None:
-        index = jnp.where(include & (index < n_bins), index, n_bins)
-        total = jnp.zeros(n_bins + 1, jnp.int32).at[index].add(1, mode="promise_in_bounds")
+        total = jnp.zeros(n_bins + _SPARE, jnp.int32)
+        total = total.at[_targets(index, include, n_bins)].add(1, mode="promise_in_bounds")
         return total[:n_bins].astype(values.dtype)
 
-    reach = int(np.ceil(REACH * smoothing / width))
-    offsets = np.arange(-reach, reach + 2)
-    edges = (index[:, None] + offsets[None]).astype(values.dtype) * width
-    scale = float(np.sqrt(2.0) * smoothing)
-    cumulative = 0.5 * jax.lax.erf((edges - values[:, None]) / scale)
-    share = jnp.where(include[:, None], jnp.diff(cumulative, axis=1), 0.0)
-    target = index[:, None] + offsets[None, :-1]
-    target = jnp.where((target >= 0) & (target < n_bins), target, n_bins)
-    total = jnp.zeros(n_bins + 1, values.dtype).at[target].add(share, mode="promise_in_bounds")
+    reach = math.ceil(REACH * smoothing / width)
+    scale = 1.0 / (math.sqrt(2.0) * smoothing)
+    inner = (index.astype(values.dtype) * width - values) * scale
+
+    # A loop, as unrolled XLA would compute the values anew for every offset.
+    def add(carry: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
+        total, below = carry
+        above = 0.5 * jax.lax.erf(inner + (offset + 1).astype(inner.dtype) * (width * scale))
+        target = _targets(index + offset, include, n_bins)
+        return (total.at[target].add(above - below, mode="promise_in_bounds"), above), None
+
+    below = 0.5 * jax.lax.erf(inner - reach * width * scale)
+    empty = jnp.zeros(n_bins + _SPARE, values.dtype)
+    offsets = jnp.arange(-reach, reach + 1, dtype=jnp.int32)
+    (total, _), _ = jax.lax.scan(add, (empty, below), offsets)
     return total[:n_bins]
+
+
+def _targets(index: Array, include: Array, n_bins: int) -> Array:
+    spare = n_bins + (jnp.arange(index.size, dtype=jnp.int32) & (_SPARE - 1))
+    return jnp.where(include & (index >= 0) & (index < n_bins), index, spare)

@@ -23,7 +23,7 @@ class Rows(NamedTuple):
     overflow: Array  # [], bool: an atom has more than k neighbors, or the graph overflowed
 
 
-def neighbor_rows(system: System, graph: Graph, radius: float, max_neighbors: int) -> Rows:
+def rows_within(system: System, graph: Graph, radius: float, max_neighbors: int) -> Rows:
     """The neighbors within ``radius`` in at most ``max_neighbors`` columns.
 
     Args:
@@ -55,9 +55,11 @@ def neighbor_rows(system: System, graph: Graph, radius: float, max_neighbors: in
         n_atoms * max_neighbors,
     )
     source = jnp.full(n_atoms * max_neighbors + 1, graph.n_edges, jnp.int32)
-    source = source.at[slot].set(
-        jnp.arange(graph.n_edges, dtype=jnp.int32), mode="promise_in_bounds"
-    )[:-1].reshape(n_atoms, max_neighbors)
+    source = (
+        source.at[slot]
+        .set(jnp.arange(graph.n_edges, dtype=jnp.int32), mode="promise_in_bounds")[:-1]
+        .reshape(n_atoms, max_neighbors)
+    )
     mask = source < graph.n_edges
     source = jnp.where(mask, source, 0)
     return _fill(
@@ -65,9 +67,7 @@ def neighbor_rows(system: System, graph: Graph, radius: float, max_neighbors: in
     )
 
 
-def _rank(
-    within: Array, graph: Graph, n_atoms: int, max_neighbors: int
-) -> tuple[Array, Array]:
+def _rank(within: Array, graph: Graph, n_atoms: int, max_neighbors: int) -> tuple[Array, Array]:
     """Of every edge, how many of its receiver's edges before it count; and overflow."""
     if graph.row_length is not None:
         table = within.reshape(n_atoms, graph.row_length).astype(jnp.int32)

@@ -11,7 +11,7 @@ import numpy as np
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.observables._histogram import bin_centres, counts
 from mosaicmd.kernel.observables._observable import Observable
-from mosaicmd.kernel.observables._rows import neighbor_rows
+from mosaicmd.kernel.observables._rows import rows_within
 from mosaicmd.kernel.systems import System
 
 Array = jax.Array
@@ -23,7 +23,7 @@ def adf(
     r_max: float,
     n_bins: int,
     smoothing: float | None = None,
-    max_neighbors: int = 16,
+    max_neighbors: int = 20,
     name: str | None = None,
 ) -> Observable:
     """Distribution of the angle ``j-i-k`` over the neighbors of ``i`` within ``r_max``.
@@ -62,7 +62,7 @@ def adf(
     def per_frame(params: object, system: System, graph: Graph | None, momenta: object) -> Array:
         if graph is None:
             raise ValueError(f"`{name}` needs a graph of radius {r_max} Å, got None")
-        rows = neighbor_rows(system, graph, r_max, max_neighbors)
+        rows = rows_within(system, graph, r_max, max_neighbors)
         units = rows.vectors / rows.distances[..., None]
         first, second = np.triu_indices(rows.mask.shape[1], k=1)
         include = rows.mask[:, first] & rows.mask[:, second]
@@ -134,7 +134,7 @@ def tetrahedral_order(
     def per_frame(params: object, system: System, graph: Graph | None, momenta: object) -> Array:
         if graph is None:
             raise ValueError(f"`{name}` needs a graph of radius {cutoff} Å, got None")
-        rows = neighbor_rows(system, graph, cutoff, max_neighbors)
+        rows = rows_within(system, graph, cutoff, max_neighbors)
         member = system.mask if species is None else system.mask & (system.species == species)
         open_ = rows.mask & member[rows.senders]
         complete = member & (jnp.sum(open_, axis=1) >= 4)

@@ -1,20 +1,59 @@
-"""Per-frame values of observables that a run did not record."""
+"""Observables over frames: recorded during a run, or evaluated afterwards."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mosaicmd.kernel.graphs import Graph, host_graph, pad_graph
+from mosaicmd.kernel.graphs import Graph
+from mosaicmd.kernel.neighbors import NeighborList, grow, neighbor_list
 from mosaicmd.kernel.observables._observable import Observable
-from mosaicmd.kernel.systems import System, bucket_size
-from mosaicmd.kernel.trajectory import Trajectory
+from mosaicmd.kernel.systems import System
+from mosaicmd.kernel.trajectory import Trajectory, map_frames
 
 Array = jax.Array
+
+_PLANNED_FRAMES = 8
+
+
+def observe(
+    observables: Sequence[Observable], *, cutoff: float
+) -> Callable[[Any, System, Graph, Array | None], dict[str, Array]]:
+    """What a simulation evaluates once per frame, on the neighbor list of its forces.
+
+    ``Simulation(..., cutoff=cutoff, observe=observe(observables, cutoff=cutoff))`` puts
+    every observable into the quantities of its trajectories.
+
+    Args:
+        observables: with distinct names.
+        cutoff: of the run, Å: how far its graphs reach at least.
+
+    Returns:
+        ``(params, system, graph, momenta) -> {name: value}``.
+
+    Raises:
+        ValueError: if two share a name, or one needs neighbors beyond ``cutoff``.
+    """
+    group = _distinct(observables)
+    for observable in group:
+        if observable.cutoff is not None and observable.cutoff > cutoff:
+            raise ValueError(
+                f"observable {observable.name!r} needs neighbors within {observable.cutoff} Å, "
+                f"but the lists of the run reach {cutoff} Å; raise the cutoff of the run, use "
+                "`pairs='all'` if it is an rdf, or evaluate it afterwards by `add_quantities`"
+            )
+
+    def per_frame(
+        params: Any, system: System, graph: Graph, momenta: Array | None
+    ) -> dict[str, Array]:
+        return {o.name: o.per_frame(params, system, graph, momenta) for o in group}
+
+    return per_frame
 
 
 def evaluate_frames(
@@ -22,8 +61,10 @@ def evaluate_frames(
 ) -> dict[str, Array]:
     """Instantaneous values of every observable in every frame.
 
-    Builds one exact neighbor list per frame and distinct cutoff. Runs on the host; to
-    differentiate in ``params``, map ``observable.per_frame`` over frames instead.
+    Builds one neighbor list per frame and distinct cutoff, on the device; a list that
+    overflows is enlarged and its frames are evaluated again. Calls with the same
+    `Observable` objects share their compiled program. The plan of the lists is made on the
+    host, so this is not for ``jit`` or ``grad``.
 
     Args:
         observables: with distinct names.
@@ -36,16 +77,23 @@ def evaluate_frames(
     Raises:
         ValueError: if two observables share a name.
     """
-    names = [observable.name for observable in observables]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"observables share the names {repeated}; give each its own `name`")
-    by_cutoff: dict[float | None, list[Observable]] = {}
-    for observable in observables:
-        by_cutoff.setdefault(observable.cutoff, []).append(observable)
+    group = _distinct(observables)
+    by_cutoff: dict[float | None, tuple[Observable, ...]] = {}
+    for observable in group:
+        by_cutoff[observable.cutoff] = (*by_cutoff.get(observable.cutoff, ()), observable)
+    frames = trajectory._replace(quantities={}, time=None)
     found: dict[str, Array] = {}
-    for cutoff, group in by_cutoff.items():
-        found |= _evaluate_group(tuple(group), cutoff, params, trajectory)
-    return {name: found[name] for name in names}
+    for cutoff, members in by_cutoff.items():
+        plan = None
+        if cutoff is not None:
+            some = np.linspace(0, trajectory.n_frames - 1, _PLANNED_FRAMES).astype(int)
+            plan = neighbor_list(_selected(trajectory, np.unique(some)), cutoff, skin=0.0)
+        values, overflow = _evaluate(members, plan, params, frames)
+        while plan is not None and np.any(overflow):
+            plan = grow(plan, _selected(trajectory, np.flatnonzero(overflow)))
+            values, overflow = _evaluate(members, plan, params, frames)
+        found |= values
+    return {observable.name: found[observable.name] for observable in group}
 
 
 def add_quantities(
@@ -56,29 +104,25 @@ def add_quantities(
     return trajectory._replace(quantities={**trajectory.quantities, **values})
 
 
-def _evaluate_group(
-    group: tuple[Observable, ...], cutoff: float | None, params: Any, trajectory: Trajectory
-) -> dict[str, Array]:
-    rows = []
-    n_edges = 0
-    for index in range(trajectory.n_frames):
-        system = trajectory.frame(index)
-        graph = None
-        if cutoff is not None:
-            graph = host_graph(system, cutoff)
-            n_edges = max(n_edges, bucket_size(graph.n_edges))
-            graph = pad_graph(graph, n_edges, n_atoms=system.n_atoms)
-        momenta = None if trajectory.momenta is None else trajectory.momenta[index]
-        rows.append(_evaluate_frame(group, params, system, graph, momenta))
-    return jax.tree.map(lambda *values: jnp.stack(values), *rows)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(
+    group: tuple[Observable, ...], plan: NeighborList | None, params: Any, frames: Trajectory
+) -> tuple[dict[str, Array], Array]:
+    def one(system: System, momenta: Array | None) -> tuple[dict[str, Array], Array]:
+        graph = None if plan is None else plan.build(system).graph
+        overflow = jnp.zeros((), bool) if graph is None else graph.overflow
+        return {o.name: o.per_frame(params, system, graph, momenta) for o in group}, overflow
+
+    return map_frames(one, frames, frames.momenta)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate_frame(
-    group: tuple[Observable, ...],
-    params: Any,
-    system: System,
-    graph: Graph | None,
-    momenta: Array | None,
-) -> dict[str, Array]:
-    return {o.name: o.per_frame(params, system, graph, momenta) for o in group}
+def _distinct(observables: Sequence[Observable]) -> tuple[Observable, ...]:
+    names = [observable.name for observable in observables]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"observables share the names {repeated}; give each its own `name`")
+    return tuple(observables)
+
+
+def _selected(trajectory: Trajectory, index: np.ndarray) -> System:
+    systems = trajectory.systems
+    return systems._replace(positions=systems.positions[index], cell=systems.cell[index])

@@ -99,7 +99,7 @@ def rdf(
         counted = counts(distance, there | back, **settings)
         if species_a == species_b:
             counted = 2.0 * counted
-        fits = reach <= 0.5 * jnp.min(cell_heights(system.cell))
+        fits = reach <= 0.5 * (1.0 + 1e-5) * jnp.min(cell_heights(system.cell))  # rounding
         return _normalise(jnp.where(fits, counted, jnp.nan), system)
 
     def _normalise(counted: Array, system: System) -> Array:

@@ -43,7 +43,7 @@ def number_density(species: int | None = None, *, name: str | None = None) -> Ob
 
 
 def temperature(*, fixed: int = 0, name: str = "temperature_kelvin") -> Observable:
-    """Kinetic temperature, K.
+    """Kinetic temperature, K; simulations record it under this name by themselves.
 
     Args:
         fixed: degrees of freedom without thermal motion, 3 where the dynamics conserves
@@ -51,9 +51,7 @@ def temperature(*, fixed: int = 0, name: str = "temperature_kelvin") -> Observab
         name: key in ``Trajectory.quantities``.
     """
 
-    def per_frame(
-        params: object, system: System, graph: object, momenta: Array | None
-    ) -> Array:
+    def per_frame(params: object, system: System, graph: object, momenta: Array | None) -> Array:
         momenta = _require(momenta, name)
         kT = 2.0 * kinetic_energy(system, momenta) / degrees_of_freedom(system, fixed)
         return kT / units.KELVIN
