@@ -2,6 +2,34 @@
 
 from importlib.metadata import version
 
+from mosaicmd.difftre.algorithm import DiffTReState, StatePointData, difftre
+from mosaicmd.difftre.boltzmann_inversion import boltzmann_inversion
+from mosaicmd.difftre.measurements import Measurement, load_measurement
+from mosaicmd.difftre.reweighting import Linearised, Prediction, Reweighting, Samples
+from mosaicmd.difftre.sampling import Sampler, dynamics_sampler
+from mosaicmd.difftre.targets import Target
+from mosaicmd.difftre.updates import Problem, Update, UpdateInfo, first_order, gauss_newton
+
 __version__ = version("mosaicmd-difftre")
 
-__all__ = ["__version__"]
+__all__ = [
+    "DiffTReState",
+    "Linearised",
+    "Measurement",
+    "Prediction",
+    "Problem",
+    "Reweighting",
+    "Sampler",
+    "Samples",
+    "StatePointData",
+    "Target",
+    "Update",
+    "UpdateInfo",
+    "__version__",
+    "boltzmann_inversion",
+    "difftre",
+    "dynamics_sampler",
+    "first_order",
+    "gauss_newton",
+    "load_measurement",
+]

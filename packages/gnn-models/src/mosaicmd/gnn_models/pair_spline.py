@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import model_validator
 
-from mosaicmd.kernel.config import Config, load_config
+from mosaicmd.kernel.config import Config, Length, load_config
 from mosaicmd.kernel.graphs import Graph, edge_components, sum_edges
 from mosaicmd.kernel.potentials import Potential
 from mosaicmd.kernel.systems import System
@@ -29,8 +29,8 @@ class PairSplineConfig(Config):
     atoms; with them each unordered pair of labels has its own.
     """
 
-    cutoff: float
-    r_min: float = 0.0
+    cutoff: Length
+    r_min: Length = 0.0
     n_coefficients: int = 40
     species: tuple[int, ...] | None = None
 
@@ -110,7 +110,7 @@ def spline_values(config: PairSplineConfig, coefficients: Array, distances: Arra
 def spline_basis(config: PairSplineConfig, distances: Array) -> Array:
     """The basis at ``distances``, shape ``[n_distances, n_coefficients]``."""
     x = (jnp.asarray(distances)[:, None] - config.r_min) / config.spacing
-    s = jnp.abs(x - jnp.arange(config.n_coefficients) - 2.0)
+    s = jnp.abs(x - jnp.arange(config.n_coefficients)[None] - 2.0)
     inner = (4.0 - 6.0 * s**2 + 3.0 * s**3) / 6.0
     outer = (2.0 - s) ** 3 / 6.0
     return jnp.where(s < 1.0, inner, jnp.where(s < 2.0, outer, 0.0))
@@ -129,9 +129,7 @@ def _polynomials(coefficients: Array, basis: Array) -> Array:
 
 def _pair_index(labels: tuple[int, ...], system: System, graph: Graph) -> Array:
     """Index of the curve of every edge."""
-    order = {
-        pair: i for i, pair in enumerate(combinations_with_replacement(range(len(labels)), 2))
-    }
+    order = {pair: i for i, pair in enumerate(combinations_with_replacement(range(len(labels)), 2))}
     n = len(labels)
     table = jnp.array([[order[min(a, b), max(a, b)] for b in range(n)] for a in range(n)])
     sorted_labels = jnp.array(sorted(labels))

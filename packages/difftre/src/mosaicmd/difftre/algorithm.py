@@ -1,0 +1,133 @@
+"""DiffTRe as an `Algorithm`: sample where reuse ends, reweight, update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaicmd.difftre.reweighting import Reweighting, Samples
+from mosaicmd.difftre.sampling import Sampler, blank_frames
+from mosaicmd.difftre.targets import Target
+from mosaicmd.difftre.updates import Penalty, Problem, Update
+from mosaicmd.kernel.potentials import EnergyFn
+from mosaicmd.kernel.training import Algorithm
+
+Array = jax.Array
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StatePointData:
+    """One state point: how to sample it, and what was measured there."""
+
+    name: str
+    sampler: Sampler
+    targets: Sequence[Target]
+
+
+class DiffTReState(NamedTuple):
+    """Everything that the next step depends on."""
+
+    params: Params
+    update: Any
+    samplers: tuple[Any, ...]
+    samples: tuple[Samples, ...]
+    n_simulations: Array  # [], int32, so far
+
+
+def difftre(
+    energy_fn: EnergyFn,
+    cutoff: float | None,
+    state_points: Sequence[StatePointData],
+    update: Update,
+    *,
+    reuse_fraction: float = 0.9,
+    penalty: Penalty | None = None,
+) -> Algorithm:
+    """Learn parameters from measured averages by reweighting simulated frames.
+
+    A step simulates every state point whose frames have lost too much of their effective
+    size, predicts the targets by reweighting and updates the parameters. ``batch`` is not
+    used. Metrics per step: ``loss``, ``n_eff/NAME`` (fraction, after the update),
+    ``simulations`` (so far), ``step_scale`` and ``deviation/NAME/OBSERVABLE`` (root mean
+    square, in tolerances).
+
+    Args:
+        energy_fn: per-atom energies of the potential that is learned.
+        cutoff: of the energy function, Å; ``None`` if it needs no graph.
+        state_points: what was measured, and samplers of the same energy function there.
+        update: :func:`first_order` or :func:`gauss_newton`.
+        reuse_fraction: frames are reused while their effective share is at least this.
+        penalty: residuals whose half square sum is added to the loss.
+
+    Raises:
+        ValueError: for no state points or names that are shared.
+
+    References:
+        Thaler & Zavadlav, Nat. Commun. 12, 6884 (2021).
+    """
+    if not state_points:
+        raise ValueError("`state_points` is empty: there is nothing to learn from")
+    names = [point.name for point in state_points]
+    if len(set(names)) < len(names):
+        raise ValueError(f"state points share a name: {names}")
+    if not 0.0 <= reuse_fraction <= 1.0:
+        raise ValueError(f"`reuse_fraction` must lie in [0, 1], got {reuse_fraction}")
+    reweightings = tuple(
+        Reweighting(energy_fn, cutoff, point.targets, point.sampler.state_point)
+        for point in state_points
+    )
+
+    def init(params: Params) -> DiffTReState:
+        return DiffTReState(
+            params=params,
+            update=update.init(params),
+            samplers=tuple(point.sampler.init() for point in state_points),
+            samples=tuple(
+                reweighting.blank(blank_frames(point.sampler))
+                for reweighting, point in zip(reweightings, state_points, strict=True)
+            ),
+            n_simulations=jnp.zeros((), jnp.int32),
+        )
+
+    def step(state: DiffTReState, batch: Any = None) -> tuple[DiffTReState, dict[str, float]]:
+        del batch
+        samplers, samples, graphs = list(state.samplers), list(state.samples), []
+        n_simulations = state.n_simulations
+        for i, (point, reweighting) in enumerate(zip(state_points, reweightings, strict=True)):
+            if float(samples[i].n_eff) < reuse_fraction * point.sampler.n_frames:
+                samplers[i], trajectory = point.sampler.sample(state.params, samplers[i])
+                graphs.append(reweighting.graphs(trajectory.systems))
+                samples[i] = reweighting.prepare(state.params, trajectory, graphs[i])
+                n_simulations = n_simulations + 1
+            else:
+                graphs.append(reweighting.graphs(samples[i].systems))
+        problem = Problem(reweightings, tuple(samples), tuple(graphs), penalty)
+        params, update_state, info = update.step(problem, state.params, state.update)
+        samples = [
+            one._replace(n_eff=jnp.asarray(n_eff, one.n_eff.dtype))
+            for one, n_eff in zip(samples, info.n_eff, strict=True)
+        ]
+        metrics = {
+            "loss": info.loss,
+            "simulations": int(n_simulations),
+            "step_scale": info.step_scale,
+        }
+        for point, prediction, n_eff in zip(
+            state_points, info.predictions, info.n_eff, strict=True
+        ):
+            metrics[f"n_eff/{point.name}"] = float(n_eff) / point.sampler.n_frames
+            for target in point.targets:
+                name = target.observable.name
+                deviations = np.asarray(target.deviations(prediction.values[name]))
+                size = float(np.sqrt(np.sum(deviations**2) / target.weight))
+                metrics[f"deviation/{point.name}/{name}"] = size
+        new = DiffTReState(params, update_state, tuple(samplers), tuple(samples), n_simulations)
+        return new, metrics
+
+    return Algorithm(init, step)

@@ -1,0 +1,78 @@
+"""DiffTRe as a loop: what it finds, when it samples, and that it can be resumed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from difftre_ensembles import KT, harmonic_energy, harmonic_sampler, mean_square
+
+from mosaicmd.difftre import StatePointData, Target, difftre, first_order, gauss_newton
+from mosaicmd.kernel.metrics import read_metrics
+from mosaicmd.kernel.training import averaged_params, tail_average, train
+
+
+def harmonic_point(name="well", *, goal=2.5, kT=KT, n_frames=2000, seed=0):
+    target = Target(observable=mean_square(), value=kT / goal, tolerance=2e-4)
+    sampler = harmonic_sampler(n_frames, kT=kT, seed=seed)
+    return StatePointData(name=name, sampler=sampler, targets=[target])
+
+
+def start():
+    return {"k": jnp.asarray(1.0)}
+
+
+def test_gauss_newton_learns_a_spring_constant():
+    """Twelve simulations of 2000 frames; sampling leaves 1 % in k, the tail average less."""
+    algorithm = tail_average(difftre(harmonic_energy, None, [harmonic_point()], gauss_newton()), 6)
+    state = train(algorithm, start(), 12, quiet=True)
+    assert abs(averaged_params(state)["k"] - 2.5) < 4 * 2.5 * np.sqrt(2.0 / 3 / 2000 / 6)
+
+
+def test_adam_learns_a_spring_constant():
+    update = first_order(optax.adam(optax.exponential_decay(0.2, 10, 0.5)))
+    algorithm = difftre(harmonic_energy, None, [harmonic_point()], update)
+    state = train(algorithm, start(), 60, quiet=True)
+    assert abs(state.params["k"] - 2.5) < 0.1
+
+
+def test_state_points_agree_on_one_parameter():
+    """Wells at two temperatures, the same spring: both targets are met together."""
+    points = [harmonic_point("cold", kT=0.02), harmonic_point("hot", kT=0.03, seed=1)]
+    state = train(difftre(harmonic_energy, None, points, gauss_newton()), start(), 10, quiet=True)
+    assert abs(state.params["k"] - 2.5) < 0.1
+    assert int(state.n_simulations) > 2
+
+
+def test_frames_are_reused_until_they_lose_their_effective_size():
+    still = first_order(optax.sgd(0.0))
+    state = train(difftre(harmonic_energy, None, [harmonic_point()], still), start(), 5, quiet=True)
+    assert int(state.n_simulations) == 1
+    algorithm = difftre(harmonic_energy, None, [harmonic_point()], still, reuse_fraction=1.0)
+    moving = first_order(optax.sgd(1e-4))
+    algorithm = difftre(harmonic_energy, None, [harmonic_point()], moving, reuse_fraction=1.0)
+    state = train(algorithm, start(), 5, quiet=True)
+    assert int(state.n_simulations) == 5
+
+
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
+    def algorithm():
+        update = first_order(optax.adam(0.01))
+        return difftre(harmonic_energy, None, [harmonic_point(n_frames=100)], update)
+
+    whole = train(algorithm(), start(), 7, directory=tmp_path / "whole", quiet=True)
+    train(algorithm(), start(), 3, directory=tmp_path / "parts", quiet=True)
+    parts = train(algorithm(), start(), 7, directory=tmp_path / "parts", quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    assert [line["step"] for line in read_metrics(tmp_path / "parts" / "metrics.jsonl")] == [
+        *range(1, 8)
+    ]
+
+
+def test_state_points_are_checked():
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        difftre(harmonic_energy, None, [], gauss_newton())
+    with pytest.raises(ValueError, match="share a name"):
+        difftre(harmonic_energy, None, [harmonic_point(), harmonic_point()], gauss_newton())
