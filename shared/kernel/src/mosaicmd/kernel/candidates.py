@@ -6,9 +6,9 @@ in slot ``s`` of block ``o`` of atom ``i``, then ``i`` stands in its own slot of
 ``n_blocks - 1 - o`` of atom ``j``. So the opposite of every edge is known without a search
 (:mod:`mosaicmd.kernel.rows`).
 
-Distances are computed in float32 whatever the system's precision, from coordinates taken
-relative to a nearby point, and the range is widened by the rounding this can cause: a list may
-hold a pair that is too long by a hair, and never lacks one.
+Coordinates are rounded to a small unit, so that squared distances are whole numbers that
+float32 holds exactly: a pair looks the same from either end. The range is widened by what
+the rounding can do: a list may hold a pair that is too long by a hair, and never lacks one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ Triple = tuple[int, int, int]
 Periodic = tuple[bool, bool, bool]
 
 BITS = 32
-_BEYOND = 1.0e6  # Å, from a bin to the atoms that are not there
+ROUNDING = 2e-3
+"""Upper bound of the relative widening of the range, for boxes of any usual size."""
+
+_UNITS = 3800.0  # per range; squared distances of interest stay below 2**24
+_ROUNDED = 5.0  # units by which a distance of rounded coordinates may be off
+_BEYOND = 1.0e15  # units: where atoms that are not there are looked for in vain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +41,11 @@ class Candidates:
     """What a search found."""
 
     words: Array  # [n_atoms, n_words], uint32; bit c of a row: candidate c is within range
-    slots: Array  # [n_atoms], int32, the slot of each atom in any block that holds it
+    slots: Array  # [n_atoms], uint32, the slot of each atom in any block that holds it
     block_size: int
     n_blocks: int
-    resolve: Callable[[Array], tuple[Array, Array]]
-    """Candidates ``[n_atoms, k]`` to their atoms ``[n_atoms, k]`` and shifts ``[..., 3]``."""
+    resolve: Callable[[Array, Array], tuple[Array, Array]]
+    """Blocks and slots ``[n_atoms, k]``, to atoms ``[n_atoms, k]`` and shifts ``[..., 3]``."""
     missing: Array  # [], bool: the search is not as far as the range, or a cell is full
 
 
@@ -49,12 +54,38 @@ class _Geometry:
     """Fractional coordinates and what the searches need of the cell."""
 
     fractional: Array  # [n_atoms, 3], of the positions as they are
+    wraps: Array  # [n_atoms, 3], whole cells to subtract; 0 in open directions
+    inside: Array  # [n_atoms, 3], fractional coordinates in the cell, or above the least
     cell: Array  # [3, 3], Å
     heights: Array  # [3], Å
     valid: Array  # [n_atoms], bool: neither padding nor NaN
-    low: Array  # [3], least fractional coordinate: 0 where periodic
     span: Array  # [3], range of fractional coordinates: 1 where periodic
     reach: Array  # [], Å: the range, widened by rounding
+    unit: float  # Å
+
+    def in_units(self, fractional: Array) -> Array:
+        """Cartesian coordinates ``[..., 3]`` as whole numbers of the unit, float32."""
+        cartesian = jnp.matmul(fractional, self.cell, precision="highest")
+        return jnp.round(cartesian / self.unit).astype(jnp.float32)
+
+    def words_in_range(self, differences: list[Array], own: Array) -> Array:
+        """Words of bits that say whether vectors with these components are in range.
+
+        Args:
+            differences: three arrays ``[..., n_candidates]``, units.
+            own: the candidate that is the atom itself, shape ``[..., 1]``; its bit is 0.
+        """
+        x, y, z = differences
+        square = jnp.square(x) + jnp.square(y) + jnp.square(z)
+        in_range = square <= jnp.square(self.reach.astype(jnp.float32) / self.unit)
+        index = jnp.arange(square.shape[-1], dtype=jnp.uint32)
+        return _pack(in_range & (index.reshape((1,) * (own.ndim - 1) + (-1,)) != own))
+
+    def exceeds(self, covered: np.ndarray) -> Array:
+        """Whether the range exceeds ``covered`` cell heights, shape ``[3]``, in a direction."""
+        limited = np.isfinite(covered)
+        limits = self.heights * jnp.asarray(np.where(limited, covered, 1.0), self.heights.dtype)
+        return jnp.any(limited & (self.reach > limits))
 
 
 def search_all_pairs(system: System, radius: float, pbc: Periodic, images: Triple) -> Candidates:
@@ -72,46 +103,45 @@ def search_all_pairs(system: System, radius: float, pbc: Periodic, images: Tripl
     geometry = _geometry(system, radius, pbc)
     nearest = np.array([p and m == 0 for p, m in zip(pbc, images, strict=True)])
     explicit = np.array([m > 0 for m in images])
-    offsets = np.array(list(itertools.product(*(range(-m, m + 1) for m in images))))
+    offsets = _offsets(images)
     n_blocks = len(offsets)
+    index = np.arange(-(-n_blocks * n_atoms // BITS) * BITS)
+    atom = jnp.asarray(np.where(index < n_blocks * n_atoms, index % n_atoms, n_atoms), jnp.uint32)
+    block = jnp.asarray(np.minimum(index // n_atoms, n_blocks - 1), jnp.uint32)
+    own = jnp.arange(n_atoms, dtype=jnp.uint32)
 
-    wraps = jnp.where(np.array([pbc]), jnp.floor(geometry.fractional), 0.0)
-    wrapped = (geometry.fractional - wraps - geometry.low[None, :]).astype(jnp.float32)
-    cell = geometry.cell.astype(jnp.float32)
-    shifted = wrapped.T[:, None, :] + jnp.asarray(offsets.T[:, :, None], jnp.float32)
-    valid = jnp.broadcast_to(geometry.valid, (n_blocks, n_atoms)).reshape(-1)
-    padding = -valid.size % BITS
-    senders = jnp.pad(shifted.reshape(3, -1), ((0, 0), (0, padding)))
-    difference = [senders[k][None, :] - wrapped[:, k][:, None] for k in range(3)]
-    difference = [
-        d - jnp.round(d) if is_nearest else d
-        for d, is_nearest in zip(difference, nearest, strict=True)
+    here = geometry.in_units(geometry.inside)
+    steps = geometry.in_units(jnp.asarray(offsets, geometry.cell.dtype))
+    senders, receivers = _tables(here, geometry.valid)
+    differences = [
+        (_rows(senders[:, x], atom) + _rows(steps[:, x], block))[None, :] - receivers[:-1, x, None]
+        for x in range(3)
     ]
-    distance = sum(jnp.square(sum(difference[k] * cell[k, x] for k in range(3))) for x in range(3))
-    words = _pack(distance <= jnp.square(geometry.reach))
-    words = words & _pack(jnp.pad(valid, (0, padding)))[None, :]
-    words = jnp.where(geometry.valid[:, None], words, 0)
-    own = jnp.arange(n_atoms, dtype=jnp.int32)
-    words = _clear(words, (n_blocks // 2) * n_atoms + own)
+    lattice = geometry.in_units(jnp.eye(3, dtype=geometry.cell.dtype))
+    fraction = jnp.pad(geometry.inside.astype(jnp.float32), ((0, 1), (0, 0)))
+    for k in np.flatnonzero(nearest):
+        image = jnp.round(_rows(fraction[:, k], atom)[None, :] - fraction[:-1, k, None])
+        differences = [d - image * lattice[k, x] for x, d in enumerate(differences)]
+    words = geometry.words_in_range(differences, own[:, None] + (n_blocks // 2) * n_atoms)
 
-    def resolve(candidates: Array) -> tuple[Array, Array]:
-        atoms = candidates % n_atoms
-        theirs, ours = geometry.fractional[atoms], geometry.fractional[:, None, :]
+    def resolve(blocks: Array, slots: Array) -> tuple[Array, Array]:
+        ours, theirs = geometry.fractional[:, None, :], _rows(geometry.fractional, slots)
         shifts = jnp.where(nearest[None, None, :], jnp.round(ours - theirs), 0.0)
         if explicit.any():
-            image = jnp.asarray(offsets, theirs.dtype)[candidates // n_atoms]
-            unwrapped = image + jnp.floor(ours) - jnp.floor(theirs)
-            shifts = jnp.where(explicit[None, None, :], unwrapped, shifts)
-        return atoms, shifts.astype(jnp.int32)
+            image = _rows(jnp.asarray(offsets, theirs.dtype), blocks)
+            image = image + jnp.floor(ours) - jnp.floor(theirs)
+            shifts = jnp.where(explicit[None, None, :], image, shifts)
+        return slots, shifts.astype(jnp.int32)
 
-    covered = np.where(explicit, np.array(images), np.where(nearest, 0.5, np.inf))
     return Candidates(
         words=words,
         slots=own,
         block_size=n_atoms,
         n_blocks=n_blocks,
         resolve=resolve,
-        missing=_does_not_cover(geometry, covered),
+        missing=geometry.exceeds(
+            np.where(explicit, np.array(images), np.where(nearest, 0.5, np.inf))
+        ),
     )
 
 
@@ -135,77 +165,52 @@ def search_cells(
     """
     n_atoms = system.n_atoms
     geometry = _geometry(system, radius, pbc)
-    periodic, counts = np.array(pbc), np.array(grid)
     reach = cell_reach(pbc, images, grid)
-    offsets = np.array(list(itertools.product(*(range(-m, m + 1) for m in reach))))
-    n_blocks, n_cells = len(offsets), int(np.prod(counts))
+    offsets = _offsets(reach)
+    n_blocks, n_cells = len(offsets), int(np.prod(grid))
 
-    # No product is followed by a sum on the way to these integers, so they cannot depend on
-    # which of their uses the compiler fuses them into.
-    wraps = jnp.where(periodic[None, :], jnp.floor(geometry.fractional), 0.0)
-    inside = geometry.fractional - wraps - geometry.low[None, :]
+    divisions = jnp.asarray(grid, geometry.cell.dtype)
     least = geometry.reach / geometry.heights
-    width = jnp.where(periodic, 1.0 / counts, jnp.maximum(least, geometry.span / counts))
-    place = jnp.where(geometry.valid[:, None], jnp.floor(inside / width[None, :]), 0.0)
-    place = jnp.clip(place.astype(jnp.int32), 0, counts[None, :].astype(np.int32) - 1)
-    flat = jnp.where(geometry.valid, _flat_index(place, grid), n_cells)
+    width = jnp.where(np.array(pbc), 1.0 / divisions, jnp.maximum(least, geometry.span / divisions))
+    place = jnp.where(geometry.valid[:, None], jnp.floor(geometry.inside / width[None, :]), 0.0)
+    place = jnp.clip(place.astype(jnp.int32), 0, np.array([grid], np.int32) - 1)
+    flat = jnp.where(geometry.valid, _flat_index(place.astype(jnp.uint32), grid), n_cells)
+    members, flat, slots, fullest = _members(flat, n_cells, capacity)
 
-    # The members of each cell, in the order of their indices.
-    indices = jnp.arange(n_atoms, dtype=jnp.int32)
-    sorted_flat, order = jax.lax.sort((flat, indices), num_keys=1, is_stable=True)
-    first = jnp.searchsorted(sorted_flat, jnp.arange(n_cells + 1, dtype=jnp.int32))
-    rank = indices - first[jnp.minimum(sorted_flat, n_cells)].astype(jnp.int32)
-    kept = (sorted_flat < n_cells) & (rank < capacity)
-    members = jnp.full(n_cells * capacity, n_atoms, jnp.int32)
-    target = jnp.where(kept, sorted_flat * capacity + rank, n_cells * capacity)
-    members = members.at[target].set(order, mode="drop", unique_indices=True)
-    members = members.reshape(n_cells, capacity)
-    slots = jnp.zeros(n_atoms, jnp.int32).at[order].set(rank, unique_indices=True)
-    fullest = jnp.max(jnp.where(sorted_flat < n_cells, rank + 1, 0), initial=0)
-
-    # Coordinates relative to the centre of the atom's own cell; a block adds one vector.
-    centred = inside - (place.astype(inside.dtype) + 0.5) * width[None, :]
-    relative = jnp.matmul(centred, geometry.cell, precision="highest").astype(jnp.float32)
-    relative = jnp.pad(relative, ((0, 1), (0, 0)), constant_values=_BEYOND)
-    steps = jnp.asarray(offsets, width.dtype) * width[None, :]
-    steps = jnp.matmul(steps, geometry.cell, precision="highest").astype(jnp.float32)
-    around, outside = _cells_around(grid, pbc, offsets)
-    senders = jnp.where(outside[:, :, None], n_atoms, members[around])
+    # Coordinates are relative to the centre of the atom's own cell; a block adds one vector.
+    centre = (place.astype(width.dtype) + 0.5) * width[None, :]
+    relative = geometry.in_units(geometry.inside - centre)
+    steps = geometry.in_units(jnp.asarray(offsets, width.dtype) * width[None, :])
+    around, image = _cells_around(grid, pbc, offsets)
+    candidates = members[around].reshape(n_cells + 1, -1)
     padding = -n_blocks * capacity % BITS
-    receivers_at = [relative[:, k][members] for k in range(3)]
-    senders_at = [relative[:, k][senders] + steps[None, :, k, None] for k in range(3)]
-    senders_at = [
-        jnp.pad(x.reshape(n_cells, -1), ((0, 0), (0, padding)), constant_values=_BEYOND)
-        for x in senders_at
+    candidates = jnp.pad(candidates, ((0, 0), (0, padding)), constant_values=n_atoms)
+    steps = jnp.pad(jnp.repeat(steps, capacity, axis=0), ((0, padding), (0, 0)))
+    senders, receivers = _tables(relative, geometry.valid)
+    differences = [
+        (_rows(senders[:, x], candidates) + steps[None, :, x])[:, None, :]
+        - _rows(receivers[:, x], members)[:, :, None]
+        for x in range(3)
     ]
-    distance = sum(
-        jnp.square(s[:, None, :] - r[:, :, None])
-        for s, r in zip(senders_at, receivers_at, strict=True)
-    )
-    words = _pack(distance <= jnp.square(geometry.reach))
-    listed = geometry.valid & (slots < capacity)
-    own = jnp.where(listed, flat * capacity + slots, 0)
-    words = words.reshape(n_cells * capacity, -1)[own]
-    words = jnp.where(listed[:, None], words, 0)
-    words = _clear(words, (n_blocks // 2) * capacity + slots)
+    own = jnp.arange(capacity, dtype=jnp.uint32)[None, :, None] + (n_blocks // 2) * capacity
+    words = geometry.words_in_range(differences, own)
+    words = _rows(words.reshape((n_cells + 1) * capacity, -1), flat * capacity + slots)
 
-    def resolve(candidates: Array) -> tuple[Array, Array]:
-        offset = jnp.asarray(offsets, jnp.int32)[candidates // capacity]
-        cells, image = _enter(place[:, None, :] + offset, grid)
-        atoms = members.reshape(-1)[_flat_index(cells, grid) * capacity + candidates % capacity]
-        atoms = jnp.minimum(atoms, n_atoms - 1)
-        whole = wraps.astype(jnp.int32)
-        shifts = jnp.where(periodic[None, None, :], image, 0) + whole[:, None, :] - whole[atoms]
+    def resolve(blocks: Array, slots: Array) -> tuple[Array, Array]:
+        pair = flat[:, None] * n_blocks + blocks
+        atoms = _rows(members.reshape(-1), _rows(around.reshape(-1), pair) * capacity + slots)
+        wraps = jnp.pad(geometry.wraps.astype(jnp.int32), ((0, 1), (0, 0)))
+        shifts = _rows(image.reshape(-1, 3), pair) + wraps[:-1, None, :] - _rows(wraps, atoms)
         return atoms, shifts
 
-    covered = np.where(periodic, np.array(reach) / counts, np.inf)
+    covered = np.where(np.array(pbc), np.array(reach) / np.array(grid), np.inf)
     return Candidates(
         words=words,
         slots=slots,
         block_size=capacity,
         n_blocks=n_blocks,
         resolve=resolve,
-        missing=_does_not_cover(geometry, covered) | (fullest > capacity),
+        missing=geometry.exceeds(covered) | (fullest > capacity),
     )
 
 
@@ -218,34 +223,6 @@ def cell_reach(pbc: Periodic, images: Triple, grid: Triple) -> Triple:
     return x, y, z
 
 
-def _geometry(system: System, radius: float, pbc: Periodic) -> _Geometry:
-    positions, periodic = system.positions, np.array(pbc)
-    empty = jnp.all(system.cell == 0.0)
-    cell = jnp.where(empty, jnp.eye(3, dtype=system.cell.dtype), system.cell)
-    # A matrix product is an operation of its own: what is rounded down from it has one value.
-    fractional = jnp.matmul(positions, inverse(cell), precision="highest")
-    valid = system.mask & jnp.all(jnp.isfinite(fractional), axis=-1)
-    known = jnp.where(valid[:, None], fractional, 0.0)
-    low = jnp.min(jnp.where(valid[:, None], fractional, jnp.inf), axis=0)
-    low = jnp.where(periodic | ~jnp.isfinite(low), 0.0, low)
-    span = jnp.where(periodic, 1.0, jnp.max(known - low[None, :], axis=0, initial=0.0))
-    span = jnp.maximum(span, 0.0)
-    extent = jnp.sum(span * jnp.linalg.norm(cell, axis=-1))
-    farthest = jnp.max(jnp.where(valid[:, None], jnp.abs(positions), 0.0), initial=0.0)
-    rounding = 8.0 * (
-        jnp.finfo(jnp.float32).eps * (radius + extent) + jnp.finfo(positions.dtype).eps * farthest
-    )
-    return _Geometry(
-        fractional=fractional,
-        cell=cell,
-        heights=cell_heights(cell),
-        valid=valid,
-        low=low,
-        span=span,
-        reach=(radius + rounding).astype(jnp.float32),
-    )
-
-
 def inverse(cell: Array) -> Array:
     """The inverse of a cell, shape ``[3, 3]``, 1/Å, without a call to LAPACK."""
     a, b, c = cell
@@ -253,11 +230,109 @@ def inverse(cell: Array) -> Array:
     return columns / jnp.dot(a, columns[:, 0], precision="highest")
 
 
-def _does_not_cover(geometry: _Geometry, covered: np.ndarray) -> Array:
-    """Whether the range exceeds ``covered`` cell heights in some direction."""
-    finite = np.isfinite(covered)
-    heights = jnp.where(finite, geometry.heights * np.where(finite, covered, 1.0), jnp.inf)
-    return jnp.any(geometry.reach > heights)
+def _geometry(system: System, radius: float, pbc: Periodic) -> _Geometry:
+    positions, periodic = system.positions, np.array(pbc)
+    empty = jnp.all(system.cell == 0.0)
+    cell = jnp.where(empty, jnp.eye(3, dtype=system.cell.dtype), system.cell)
+    # A matrix product is an operation of its own, and no product is followed by a sum on the
+    # way from it to whole numbers: these are the same in whatever code they are fused into.
+    fractional = jnp.matmul(positions, inverse(cell), precision="highest")
+    valid = system.mask & jnp.all(jnp.isfinite(fractional), axis=-1)
+    low = jnp.min(jnp.where(valid[:, None], fractional, jnp.inf), axis=0, initial=jnp.inf)
+    low = jnp.where(periodic | ~jnp.isfinite(low), 0.0, low)
+    wraps = jnp.where(periodic[None, :], jnp.floor(fractional), 0.0)
+    inside = jnp.where(valid[:, None], fractional - wraps - low[None, :], 0.0)
+    span = jnp.where(periodic, 1.0, jnp.max(inside, axis=0, initial=0.0))
+    extent = jnp.sum(span * jnp.linalg.norm(cell, axis=-1))
+    farthest = jnp.max(jnp.where(valid[:, None], jnp.abs(positions), 0.0), initial=0.0)
+    unit = radius / _UNITS
+    rounding = (
+        _ROUNDED * unit
+        + 8.0 * float(jnp.finfo(jnp.float32).eps) * extent
+        + 8.0 * float(jnp.finfo(positions.dtype).eps) * farthest
+    )
+    return _Geometry(
+        fractional=fractional,
+        wraps=wraps,
+        inside=inside,
+        cell=cell,
+        heights=cell_heights(cell),
+        valid=valid,
+        span=span,
+        reach=radius + rounding,
+        unit=unit,
+    )
+
+
+def _offsets(reach: Triple) -> np.ndarray:
+    """Every offset from ``-reach`` to ``reach``, shape ``[n, 3]``, mirrored about the middle."""
+    return np.array(list(itertools.product(*(range(-m, m + 1) for m in reach))))
+
+
+def _tables(coordinates: Array, valid: Array) -> tuple[Array, Array]:
+    """Coordinates ``[n_atoms + 1, 3]`` of senders and of receivers.
+
+    Atoms that are not there, of which ``n_atoms`` is one, are far from everything.
+    """
+    padding = ((0, 1), (0, 0))
+    return (
+        jnp.pad(jnp.where(valid[:, None], coordinates, _BEYOND), padding, constant_values=_BEYOND),
+        jnp.pad(
+            jnp.where(valid[:, None], coordinates, -_BEYOND), padding, constant_values=-_BEYOND
+        ),
+    )
+
+
+def _members(flat: Array, n_cells: int, capacity: int) -> tuple[Array, Array, Array, Array]:
+    """Who is in which cell, in the order of the atoms.
+
+    Args:
+        flat: the cell of each atom, uint32; ``n_cells`` for none.
+        n_cells: number of cells, beside one more that stays empty.
+        capacity: atoms per cell; more are left out.
+
+    Returns:
+        The atoms of each cell, shape ``[n_cells + 1, capacity]``, ``n_atoms`` where there is
+        none; the cell and the slot of each atom, shape ``[n_atoms]``, the first slot of the
+        empty cell for those left out; and the number of atoms in the fullest cell.
+    """
+    n_atoms = flat.shape[0]
+    indices = jnp.arange(n_atoms, dtype=jnp.uint32)
+    ordered, order = jax.lax.sort((flat, indices), num_keys=1, is_stable=True)
+    first = jnp.searchsorted(ordered, jnp.arange(n_cells + 1, dtype=jnp.uint32))
+    slot = indices - _rows(first.astype(jnp.uint32), ordered)
+    kept = (ordered < n_cells) & (slot < capacity)
+    target = jnp.where(kept, ordered * capacity + slot, n_cells * capacity)
+    members = jnp.full((n_cells + 1) * capacity, n_atoms, jnp.uint32)
+    members = members.at[target].set(jnp.where(kept, order, n_atoms))
+    target = jnp.zeros(n_atoms, jnp.uint32).at[order].set(target, unique_indices=True)
+    fullest = jnp.max(jnp.where(ordered < n_cells, slot + 1, 0), initial=0)
+    members = members.reshape(n_cells + 1, capacity)
+    return members, target // capacity, target % capacity, fullest
+
+
+def _cells_around(grid: Triple, pbc: Periodic, offsets: np.ndarray) -> tuple[Array, Array]:
+    """For each cell and offset the cell there and its image ``[..., 3]``.
+
+    Where there is none, and around the empty cell that comes last, it is the empty cell.
+    """
+    n_cells = int(np.prod(grid))
+    index = jnp.arange(n_cells + 1, dtype=jnp.uint32)
+    cells = [index // (grid[1] * grid[2]), index // grid[2] % grid[1], index % grid[2]]
+    # Counted from an image far on the negative side: divisions of unsigned numbers are cheaper.
+    farthest = int(np.abs(offsets).max(initial=0))
+    counts = np.array([[grid]], np.uint32)
+    start = jnp.stack(cells, axis=-1)[:, None, :] + farthest * counts
+    unfolded = start + jnp.asarray(offsets[None, :, :].astype(np.uint32))
+    image = unfolded // counts
+    outside = jnp.any((image != farthest) & ~np.array([[pbc]]), axis=-1)
+    outside = outside | (index == n_cells)[:, None]
+    flat = jnp.where(outside, n_cells, _flat_index(unfolded % counts, grid))
+    return flat, image.astype(jnp.int32) - farthest
+
+
+def _flat_index(cells: Array, grid: Triple) -> Array:
+    return (cells[..., 0] * grid[1] + cells[..., 1]) * grid[2] + cells[..., 2]
 
 
 def _pack(bits: Array) -> Array:
@@ -268,30 +343,6 @@ def _pack(bits: Array) -> Array:
     return jnp.sum(jnp.where(lanes, powers, np.uint32(0)), axis=-1, dtype=jnp.uint32)
 
 
-def _clear(words: Array, bit: Array) -> Array:
-    """Words ``[n_atoms, n_words]`` with one ``bit`` of each row set to zero."""
-    column = jnp.arange(words.shape[1], dtype=jnp.int32)
-    one = jnp.left_shift(jnp.uint32(1), (bit % BITS).astype(jnp.uint32))
-    hit = column[None, :] == (bit // BITS)[:, None]
-    return jnp.where(hit, words & ~one[:, None], words)
-
-
-def _cells_around(grid: Triple, pbc: Periodic, offsets: np.ndarray) -> tuple[Array, Array]:
-    """For each cell and offset: the flat index of that cell, and whether there is none."""
-    cells = jnp.stack(
-        jnp.meshgrid(*(jnp.arange(n, dtype=jnp.int32) for n in grid), indexing="ij"), axis=-1
-    ).reshape(-1, 1, 3)
-    entered, image = _enter(cells + jnp.asarray(offsets[None, :, :], jnp.int32), grid)
-    outside = jnp.any((image != 0) & ~np.array(pbc)[None, None, :], axis=-1)
-    return _flat_index(entered, grid), outside
-
-
-def _enter(cells: Array, grid: Triple) -> tuple[Array, Array]:
-    """Cells ``[..., 3]`` that may lie outside the box: which they are inside, in which image."""
-    counts = np.array(grid, np.int32).reshape((1,) * (cells.ndim - 1) + (3,))
-    image = jnp.floor_divide(cells, counts)
-    return cells - image * counts, image
-
-
-def _flat_index(cells: Array, grid: Triple) -> Array:
-    return (cells[..., 0] * grid[1] + cells[..., 1]) * grid[2] + cells[..., 2]
+def _rows(values: Array, index: Array) -> Array:
+    """``values[index]`` for unsigned indices that are known to lie within."""
+    return values.at[index].get(mode="promise_in_bounds")

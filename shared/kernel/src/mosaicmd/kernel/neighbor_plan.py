@@ -6,8 +6,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from mosaicmd.kernel.candidates import Periodic, Triple, cell_reach
+from mosaicmd.kernel.candidates import ROUNDING, Periodic, Triple, cell_reach
 
 CELL_ROOM = 1.05
 """Cells are planned this much higher than the range, so that a box may shrink a little."""
@@ -44,19 +45,19 @@ class Search(NamedTuple):
     cell_capacity: int | None
 
 
-def frames_of(positions: np.ndarray, cell: np.ndarray, mask: np.ndarray, pbc: np.ndarray) -> Frames:
+def frames_of(positions: ArrayLike, cell: ArrayLike, mask: ArrayLike, pbc: ArrayLike) -> Frames:
     """`Frames` from the leaves of a system or of a batch.
 
     Raises:
         ValueError: for positions or cells that are not finite, or different periodic
             directions.
     """
-    positions = np.asarray(positions, float)
-    positions = positions.reshape(-1, *positions.shape[-2:])
-    n_frames, n_atoms, _ = positions.shape
+    xyz = np.asarray(positions, float)
+    xyz = xyz.reshape(-1, *xyz.shape[-2:])
+    n_frames, n_atoms, _ = xyz.shape
     cells = np.asarray(cell, float).reshape(-1, 3, 3)
     cells = np.broadcast_to(cells, (n_frames, 3, 3)).copy()
-    mask = np.broadcast_to(np.asarray(mask, bool).reshape(-1, n_atoms), (n_frames, n_atoms))
+    real = np.broadcast_to(np.asarray(mask, bool).reshape(-1, n_atoms), (n_frames, n_atoms))
     directions = np.unique(np.asarray(pbc, bool).reshape(-1, 3), axis=0)
     if len(directions) > 1:
         raise ValueError(
@@ -65,23 +66,23 @@ def frames_of(positions: np.ndarray, cell: np.ndarray, mask: np.ndarray, pbc: np
         )
     if not np.isfinite(cells).all():
         raise ValueError("`cell` has a value that is not finite: no neighbor list fits it")
-    bad = np.argwhere(mask & ~np.isfinite(positions).all(axis=-1))
+    bad = np.argwhere(real & ~np.isfinite(xyz).all(axis=-1))
     if len(bad):
         frame, atom = bad[0]
         raise ValueError(
             f"`positions` of atom {atom} (system {frame}) are not finite: "
-            f"{positions[frame, atom].tolist()}"
+            f"{xyz[frame, atom].tolist()}"
         )
     cells[(cells == 0.0).all(axis=(1, 2))] = np.eye(3)
     x, y, z = directions[0].tolist()
-    return Frames(positions, cells, mask, (x, y, z))
+    return Frames(xyz, cells, real, (x, y, z))
 
 
 def count_longest_row(frames: Frames, radius: float) -> int:
     """Neighbors within ``radius`` of the atom that has most, over all frames."""
     import vesin
 
-    calculator = vesin.NeighborList(cutoff=float(radius), full_list=True)
+    calculator = vesin.NeighborList(cutoff=radius * (1.0 + ROUNDING), full_list=True)
     longest = 0
     for positions, cell, mask in zip(frames.positions, frames.cells, frames.mask, strict=True):
         if not mask.any():
@@ -105,7 +106,7 @@ def covers(search: Search, frames: Frames, radius: float) -> bool:
             limit = heights[k] * reach / search.grid[k]
         else:
             limit = heights[k] * (search.images[k] or 0.5)
-        if radius * (1.0 + 1e-4) > limit:
+        if radius * (1.0 + ROUNDING) > limit:
             return False
     return True
 
@@ -120,7 +121,7 @@ def plan_search(frames: Frames, radius: float, *, headroom: float, room: float =
         room: heights are taken as this much smaller when choosing images.
     """
     heights = frames.heights
-    tight = radius * room * (1.0 + 1e-4)  # rounding
+    tight = radius * room * (1.0 + ROUNDING)
     x, y, z = (
         0 if not periodic or tight < 0.5 * height else math.floor(tight / height) + 1
         for periodic, height in zip(frames.pbc, heights, strict=True)
@@ -166,7 +167,7 @@ def _capacity(frames: Frames, radius: float, grid: Triple, headroom: float) -> i
         if not mask.any():
             continue
         inside = fractional[mask]
-        least = radius * np.linalg.norm(np.linalg.inv(cell), axis=0)
+        least = radius * (1.0 + ROUNDING) * np.linalg.norm(np.linalg.inv(cell), axis=0)
         low = np.where(periodic, 0.0, inside.min(axis=0))
         inside = inside - np.where(periodic, np.floor(inside), low)
         width = np.where(periodic, 1.0 / counts, np.maximum(least, inside.max(axis=0) / counts))

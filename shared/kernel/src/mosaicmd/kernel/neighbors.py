@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -198,7 +198,7 @@ def neighbor_list(
         raise ValueError(f"`skin` must not be negative (Å), got {skin!r}")
     if not headroom >= 1.0:
         raise ValueError(f"`headroom` must be at least 1, got {headroom!r}")
-    frames = frames_of(*map(np.asarray, (system.positions, system.cell, system.mask, system.pbc)))
+    frames = frames_of(system.positions, system.cell, system.mask, system.pbc)
     radius = float(cutoff + skin)
     search = plan_search(frames, radius, headroom=headroom)
     return NeighborList(
@@ -232,10 +232,8 @@ def grow(
     if isinstance(overflowed, Neighbors):
         pbc, needed = np.array(plan.pbc), int(np.max(np.asarray(overflowed.longest_row)))
     else:
-        pbc, needed = np.asarray(overflowed.pbc), plan.row_length
-    frames = frames_of(
-        *map(np.asarray, (overflowed.positions, overflowed.cell, overflowed.mask)), pbc
-    )
+        pbc, needed = overflowed.pbc, plan.row_length
+    frames = frames_of(overflowed.positions, overflowed.cell, overflowed.mask, pbc)
     if isinstance(overflowed, System):
         needed = max(needed, count_longest_row(frames, plan.radius))
     search = Search(plan.images, plan.grid, plan.cell_capacity)
@@ -253,13 +251,16 @@ def grow(
         grid=search.grid,
         cell_capacity=search.cell_capacity,
     )
-    if larger == plan and isinstance(overflowed, Neighbors):
-        if np.any(np.asarray(overflowed.graph.overflow)):
-            raise ValueError(
-                f"the neighbors fit their plan but were built for a system whose `pbc` is not "
-                f"{plan.pbc}; plan anew with `neighbor_list(system, ...)`"
-            )
+    if larger == plan and isinstance(overflowed, Neighbors) and _any(overflowed.graph.overflow):
+        raise ValueError(
+            f"the neighbors fit their plan but were built for a system whose `pbc` is not "
+            f"{plan.pbc}; plan anew with `neighbor_list(system, ...)`"
+        )
     return larger
+
+
+def _any(flags: Array) -> bool:
+    return bool(np.any(np.asarray(flags)))
 
 
 def _row_length(frames: Frames, search: Search, wanted: float) -> int:
@@ -272,13 +273,12 @@ def _is_batch(system: System) -> bool:
     return system.positions.ndim == 3
 
 
-def _batch_axes(system: System) -> System:
+def _batch_axes(system: System) -> Any:
     """For ``vmap``: 0 for the leaves with a replica axis, ``None`` for those shared."""
-    own_ndim = System(
-        positions=2, cell=2, species=1, masses=1, mask=1, pbc=1, charges=1, total_charge=0
-    )
-    axes = (
-        None if leaf is None or leaf.ndim == ndim else 0
-        for leaf, ndim in zip(system, own_ndim, strict=True)
-    )
-    return System(*axes)
+    ndim = {"positions": 2, "cell": 2, "species": 1, "masses": 1, "mask": 1, "pbc": 1}
+    ndim |= {"charges": 1, "total_charge": 0}
+    axes: dict[str, Any] = {
+        name: None if leaf is None or leaf.ndim == ndim[name] else 0
+        for name, leaf in system._asdict().items()
+    }
+    return System(**axes)

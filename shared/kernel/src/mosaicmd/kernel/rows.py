@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mosaicmd.kernel.candidates import BITS, Candidates
 
@@ -30,39 +31,40 @@ class Rows(NamedTuple):
 def neighbor_rows(found: Candidates, row_length: int) -> Rows:
     """The first ``row_length`` neighbors of every atom, and how many the longest row needs.
 
-    A pair whose two directions disagree is dropped: rounding can cause that for a pair that
-    is longer than the range asked for, never for a shorter one.
+    If that is more than ``row_length`` the rows are cut, and ``reverse`` is wrong for those
+    whose opposite was cut off.
     """
     words = found.words
     n_atoms, n_words = words.shape
-    population = jax.lax.population_count(words).astype(jnp.int32)
-    through = jnp.cumsum(population, axis=1)  # set bits up to and with each word
-    before = through - population
-    own = jnp.arange(n_atoms, dtype=jnp.int32)[:, None]
-    place = jnp.arange(row_length, dtype=jnp.int32)[None, :]
+    # Whole numbers below 2**24: exact in float32, and a matrix product is cheaper than a scan.
+    population = jax.lax.population_count(words)
+    earlier = np.triu(np.ones((n_words, n_words), np.float32), 1)
+    before = jnp.matmul(population.astype(jnp.float32), earlier, precision="highest")
+    before = before.astype(jnp.uint32)  # set bits in the words before each
+    count = before[:, -1] + population[:, -1]
+    own = jnp.arange(n_atoms, dtype=jnp.uint32)[:, None]
+    place = jnp.arange(row_length, dtype=jnp.uint32)[None, :]
+    mask = place < count[:, None]
 
-    word = jnp.sum(through[:, None, :] <= place[:, :, None], axis=-1, dtype=jnp.int32)
-    mask = word < n_words
-    index = own * n_words + jnp.minimum(word, n_words - 1)
+    word = jnp.sum(before[:, None, :] <= place[:, :, None], axis=-1, dtype=jnp.uint32) - 1
+    index = own * n_words + word
     bit = _nth_set_bit(_take(words, index), place - _take(before, index))
-    candidates = jnp.where(mask, word * BITS + bit, 0)
-    senders, shifts = found.resolve(candidates)
+    candidate = jnp.where(mask, word * BITS + bit, 0)
+    blocks = candidate // found.block_size
+    senders, shifts = found.resolve(blocks, candidate % found.block_size)
     senders = jnp.where(mask, senders, own)
 
-    mirrored = found.n_blocks - 1 - candidates // found.block_size
-    bit = jnp.where(mask, mirrored * found.block_size + found.slots[:, None], 0)
-    index = senders * n_words + bit // BITS
-    lane = (bit % BITS).astype(jnp.uint32)
-    word = _take(words, index)
-    one = jnp.left_shift(jnp.uint32(1), lane)
-    rank = _take(before, index) + jax.lax.population_count(word & (one - 1)).astype(jnp.int32)
-    mask = mask & ((word & one) != 0) & (rank < row_length)
+    mirrored = (found.n_blocks - 1 - blocks) * found.block_size + found.slots[:, None]
+    index = senders * n_words + mirrored // BITS
+    lower = jnp.left_shift(jnp.uint32(1), mirrored % BITS) - 1
+    rank = _take(before, index) + jax.lax.population_count(_take(words, index) & lower)
+    reverse = senders * row_length + jnp.minimum(rank, row_length - 1)
     return Rows(
-        senders=jnp.where(mask, senders, own),
+        senders=senders.astype(jnp.int32),
         shifts=jnp.where(mask[:, :, None], shifts, 0),
         mask=mask,
-        reverse=jnp.where(mask, senders * row_length + rank, own * row_length + place),
-        longest=jnp.max(through[:, -1], initial=0),
+        reverse=jnp.where(mask, reverse, own * row_length + place).astype(jnp.int32),
+        longest=jnp.max(count, initial=0).astype(jnp.int32),
     )
 
 
@@ -74,8 +76,7 @@ def _nth_set_bit(word: Array, n: Array) -> Array:
     """Position of the set bit that has ``n`` set bits below it, by halving."""
     position = jnp.zeros_like(n)
     for width in (16, 8, 4, 2, 1):
-        low = word & jnp.uint32((1 << width) - 1)
-        count = jax.lax.population_count(low).astype(jnp.int32)
+        count = jax.lax.population_count(word & ((1 << width) - 1))
         above = n >= count
         n = jnp.where(above, n - count, n)
         word = jnp.where(above, word >> width, word)
