@@ -15,6 +15,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from mosaicmd.kernel import units
 from mosaicmd.kernel.data import DataError, labels_of, read_structures, read_systems
 
+# ASE 3.29 sets the shape of arrays in place, which NumPy 2.5 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning:ase")
+
 
 def refused(path, *fragments, **options):
     with pytest.raises(DataError) as caught:

@@ -30,6 +30,7 @@ def harmonic(config):
             ],
             "empty": ({}, [], None),
             "scale": 0.1,
+            "unit": jnp.asarray(2.0),
             "order": 3,
         }
 
@@ -87,6 +88,7 @@ def test_round_trip_is_exact_in_bits_dtypes_and_structure(model, potential, para
     for one, other in zip(jax.tree.leaves(restored), jax.tree.leaves(params), strict=True):
         assert type(one) is type(other)
         assert np.asarray(one).dtype == np.asarray(other).dtype
+        assert getattr(one, "weak_type", None) == getattr(other, "weak_type", None)
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
     assert (loaded.architecture, loaded.config) == ("harmonic", CONFIG)
     assert (loaded.cutoff, loaded.species) == (potential.cutoff, potential.species)

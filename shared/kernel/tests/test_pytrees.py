@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaicmd.kernel.pytrees import decode, encode, from_arrays, to_arrays
+from mosaicmd.kernel.pytrees import decode, encode, from_arrays, to_arrays, to_jax
 
 
 class State(NamedTuple):
@@ -81,6 +81,17 @@ def test_weakly_typed_leaves_stay_weak():
     state = {"scalar": jnp.asarray(0.5), "vector": jnp.full(3, -0.25), "strong": jnp.float32(1.0)}
     assert [leaf.weak_type for leaf in jax.tree.leaves(state)] == [True, False, True]
     assert_same(from_arrays(state, to_arrays(state)), state)
+
+
+def test_the_stored_leaf_and_not_the_template_decides_what_is_weak():
+    """Optimisers turn a weak parameter strong; a template from before that must not undo it."""
+    weak, strong = jnp.asarray(0.5), jnp.float64(0.5)
+    assert not from_arrays({"x": weak}, to_arrays({"x": strong}))["x"].weak_type
+    assert from_arrays({"x": strong}, to_arrays({"x": weak}))["x"].weak_type
+    assert from_arrays({"x": 1.0}, to_arrays({"x": weak})) == {"x": 0.5}
+    structure, stored = encode({"weak": weak, "strong": strong})
+    restored = decode(structure, stored, to_jax)
+    assert (restored["weak"].weak_type, restored["strong"].weak_type) == (True, False)
 
 
 def test_restored_numpy_leaves_are_copies():
@@ -191,6 +202,7 @@ def test_weights_of_other_kinds_are_named(tree, path):
         {"list": [{"array": "x"}, {"float": "0x1p99999"}]},
         {"list": {"array": "x"}},
         {"array": "x", "more": 1},
+        {"array": "x", "weak": "yes"},
         {"__class__": "os.system"},
         [{"array": "x"}],
     ],

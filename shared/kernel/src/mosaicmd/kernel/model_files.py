@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from mosaicmd.kernel.config import Config
 from mosaicmd.kernel.files import atomic_write_directory, to_json
 from mosaicmd.kernel.potentials import Potential, build_potential
-from mosaicmd.kernel.pytrees import decode, encode, named_leaves
+from mosaicmd.kernel.pytrees import decode, encode, named_leaves, to_jax
 from mosaicmd.kernel.tensors import pack, unpack
 
 Params = Any
@@ -158,7 +158,11 @@ def _load(
         )
     try:
         arrays, _ = unpack(data)
-        params = decode(record.weights.structure, arrays)
+        params = decode(
+            record.weights.structure, arrays, lambda array, weak: _to_jax(array, weak, dtype)
+        )
+    except ModelFileError:
+        raise
     except ValueError as error:
         raise ModelFileError(f"{_WEIGHTS}: {error}") from error
     try:
@@ -183,7 +187,7 @@ def _load(
             )
     if problem := _misfit(potential, params):
         raise ModelFileError(f"the weights do not fit {record.architecture!r}: {problem}")
-    return potential, jax.tree.map(lambda leaf: _to_jax(leaf, dtype), params)
+    return potential, params
 
 
 def _read_record(directory: Path) -> _Record:
@@ -244,17 +248,15 @@ def _misfit(potential: Potential, params: Params) -> str | None:
     return None
 
 
-def _to_jax(leaf: Any, dtype: jax.typing.DTypeLike | None) -> Any:
-    if not isinstance(leaf, np.ndarray):
-        return leaf
+def _to_jax(array: np.ndarray, weak: bool, dtype: jax.typing.DTypeLike | None) -> jax.Array:
     if dtype is not None:
-        return jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else None)
-    if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+        return jnp.asarray(array, dtype if jnp.issubdtype(array.dtype, jnp.floating) else None)
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         raise ModelFileError(
-            f"its weights are {leaf.dtype} but JAX is in 32-bit mode; enable `jax_enable_x64`, "
+            f"its weights are {array.dtype} but JAX is in 32-bit mode; enable `jax_enable_x64`, "
             "or give dtype='float32' to round them"
         )
-    return jnp.array(leaf)
+    return to_jax(array, weak)
 
 
 def _json(name: str, value: dict[str, Any]) -> dict[str, Any]:

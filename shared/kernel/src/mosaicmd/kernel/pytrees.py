@@ -8,7 +8,7 @@ only, and their structure is stored beside the arrays as plain JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,17 +17,23 @@ import numpy as np
 
 Pytree = Any
 
+_WEAK = ":weak"
+
 
 def to_arrays(tree: Pytree) -> dict[str, np.ndarray]:
     """Every leaf as a numpy array under its path, such as ``"momentum/0"``.
 
-    Leaves may be JAX or numpy arrays, PRNG keys (whose path ends in the name of their
-    algorithm), or Python numbers.
+    Leaves may be JAX or numpy arrays, PRNG keys or Python numbers. The path of a key ends
+    in the name of its algorithm, that of a weakly typed array in ``:weak``: such an array
+    takes the precision of what it meets, so it must come back weakly typed.
 
     Raises:
         ValueError: naming the path of any other leaf.
     """
-    return {name: _to_numpy(leaf, name) for name, leaf in named_leaves(tree)}
+    arrays: dict[str, np.ndarray] = {}
+    for name, leaf in named_leaves(tree):
+        arrays[_unique(name + _WEAK * _is_weak(leaf), arrays)] = _to_numpy(leaf, name)
+    return arrays
 
 
 def from_arrays(template: Pytree, arrays: Mapping[str, np.ndarray]) -> Pytree:
@@ -43,18 +49,21 @@ def from_arrays(template: Pytree, arrays: Mapping[str, np.ndarray]) -> Pytree:
         ValueError: naming every path that is missing, unexpected, or of another shape or
             dtype.
     """
-    named = named_leaves(template)
-    problems = [f"{name} is missing" for name, _ in named if name not in arrays]
-    problems += [f"{name} is unexpected" for name in sorted(set(arrays) - {n for n, _ in named})]
-    for name, leaf in named:
-        if name in arrays:
-            expected, found = _describe(leaf), _describe(arrays[name])
-            if expected != found:
-                problems.append(f"{name} is {found}, expected {expected}")
+    unused, leaves, problems = dict(arrays), [], []
+    for name, leaf in named_leaves(template):
+        weak = name not in unused and name + _WEAK in unused
+        stored = unused.pop(name + _WEAK * weak, None)
+        expected = _describe(leaf)
+        if stored is None:
+            problems.append(f"{name} is missing")
+        elif (found := _describe(stored)) != expected:
+            problems.append(f"{name} is {found}, expected {expected}")
+        else:
+            leaves.append(_like(leaf, stored, weak))
+    problems += [f"{name} is unexpected" for name in sorted(unused)]
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError("stored arrays do not fit: " + "; ".join(problems[:8]) + more)
-    leaves = [_like(leaf, arrays[name]) for name, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
@@ -90,7 +99,7 @@ def encode(tree: Pytree, name: str = "params") -> tuple[Any, dict[str, np.ndarra
         if isinstance(node, np.ndarray | np.generic | jax.Array) and not _is_key(node):
             unique = _unique(path, arrays)
             arrays[unique] = np.asarray(node)
-            return {"array": unique}
+            return {"array": unique} | ({"weak": True} if _is_weak(node) else {})
         raise ValueError(
             f"{path} is a {type(node).__name__}; weights are arrays and numbers in dict, list "
             "and tuple"
@@ -99,8 +108,17 @@ def encode(tree: Pytree, name: str = "params") -> tuple[Any, dict[str, np.ndarra
     return visit(tree, name), arrays
 
 
-def decode(structure: Any, arrays: Mapping[str, np.ndarray]) -> Pytree:
-    """The pytree that :func:`encode` took apart, with numpy arrays.
+def decode(
+    structure: Any,
+    arrays: Mapping[str, np.ndarray],
+    make: Callable[[np.ndarray, bool], Any] = lambda stored, weak: stored,
+) -> Pytree:
+    """The pytree that :func:`encode` took apart.
+
+    Args:
+        structure: from :func:`encode`.
+        arrays: from :func:`encode`.
+        make: turns an array, and whether it was weakly typed, into a leaf.
 
     Raises:
         ValueError: if the structure is malformed or does not use every array once.
@@ -117,10 +135,10 @@ def decode(structure: Any, arrays: Mapping[str, np.ndarray]) -> Pytree:
                 return [visit(child) for child in children]
             case {"tuple": list(children), **rest} if not rest:
                 return tuple(visit(child) for child in children)
-            case {"array": str(name), **rest} if not rest:
+            case {"array": str(name), **rest} if rest in ({}, {"weak": True}):
                 if name not in left:
                     raise ValueError(f"array {name!r} is missing or used twice")
-                return left.pop(name)
+                return make(left.pop(name), bool(rest))
             case {"bool": bool(value), **rest} if not rest:
                 return value
             case {"int": int(value), **rest} if not rest and not isinstance(value, bool):
@@ -188,7 +206,11 @@ def _describe(leaf: Any) -> str:
     return f"{np.dtype(leaf.dtype)}[{','.join(map(str, leaf.shape))}]"
 
 
-def _like(leaf: Any, stored: np.ndarray) -> Any:
+def _is_weak(leaf: Any) -> bool:
+    return bool(getattr(leaf, "weak_type", False))
+
+
+def _like(leaf: Any, stored: np.ndarray, weak: bool) -> Any:
     """The stored value as the kind of thing that ``leaf`` is."""
     if _is_key(leaf):
         return jax.random.wrap_key_data(jnp.array(stored), impl=_key_impl(leaf))
@@ -198,6 +220,13 @@ def _like(leaf: Any, stored: np.ndarray) -> Any:
         return stored.copy()
     if isinstance(leaf, bool | int | float):
         return type(leaf)(stored.item())
-    if getattr(leaf, "weak_type", False):  # a Python number that JAX took up; it stays one
-        return jnp.full(stored.shape, stored.dtype.type(0).item()).at[...].set(stored)
+    return to_jax(stored, weak)
+
+
+def to_jax(stored: np.ndarray, weak: bool = False) -> jax.Array:
+    """A JAX array with the bits of ``stored``, weakly typed like a Python number or not."""
+    if weak:
+        zeros = jnp.full(stored.shape, stored.dtype.type(0).item())
+        if zeros.dtype == stored.dtype:  # the default width, which weak types have
+            return zeros.at[...].set(stored)
     return jnp.array(stored)
