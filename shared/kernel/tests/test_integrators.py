@@ -243,9 +243,9 @@ def test_nose_hoover_chain_agrees_with_jax_md():
         state = our_step(state)
         expected, chain = their_half(*their_half(expected, chain))
     # JAX-MD rounds fractions of the time step to single precision.
-    np.testing.assert_allclose(state.momenta, expected, rtol=2e-7)
-    np.testing.assert_allclose(state.thermostat.positions, chain.position, rtol=2e-7)
-    np.testing.assert_allclose(state.thermostat.momenta, chain.momentum, rtol=2e-7)
+    np.testing.assert_allclose(state.momenta, expected, rtol=2e-6)
+    np.testing.assert_allclose(state.thermostat.positions, chain.position, rtol=2e-6)
+    np.testing.assert_allclose(state.thermostat.momenta, chain.momentum, rtol=2e-6)
     assert np.abs(np.asarray(state.momenta / momenta) - 1.0).max() > 0.01
 
 

@@ -572,16 +572,17 @@ def test_a_run_killed_at_random_times_leaves_the_same_bytes(tmp_path):
         files = sorted(path for path in root.rglob("*") if path.is_file())
         return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
+    def n_chunks(name):
+        return len(list((tmp_path / name).glob("frames/frames-*.safetensors")))
+
     assert launch("alone").wait() == 0
-    clock = random.Random(0)
+    dice = random.Random(0)
     for _ in range(3):
         process = launch("killed")
-        before = len(list((tmp_path / "killed").rglob("frames-*.safetensors")))
-        while process.poll() is None and (
-            len(list((tmp_path / "killed").rglob("frames-*.safetensors"))) <= before
-        ):
-            time.sleep(0.01)
-        time.sleep(clock.uniform(0.0, 0.5))
+        target = n_chunks("killed") + dice.randint(1, 8)
+        while process.poll() is None and n_chunks("killed") < target:
+            time.sleep(0.002)
+        time.sleep(dice.uniform(0.0, 0.03))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "finished before it could be killed"
     assert launch("killed").wait() == 0

@@ -179,6 +179,8 @@ def _is_checksum(*values: Any) -> bool:
 
 def _close(found: Any, wanted: Any) -> bool:
     """Whether two energies, or lists of them, agree but for rounding."""
+    if isinstance(found, str) or isinstance(wanted, str):
+        return found == wanted
     pairs = zip(np.ravel(found), np.ravel(wanted), strict=False)
     return np.shape(found) == np.shape(wanted) and all(
         math.isclose(one, other, rel_tol=ENERGY_TOLERANCE, abs_tol=ENERGY_TOLERANCE)

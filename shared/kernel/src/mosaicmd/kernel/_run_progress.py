@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+from rich.errors import LiveError
+
 from mosaicmd.kernel.integrators import Integrator
 from mosaicmd.kernel.metrics import Progress, progress
 from mosaicmd.kernel.units import PICOSECOND
@@ -36,7 +38,10 @@ def run_progress(
     with contextlib.ExitStack() as stack:
 
         def show(step: int) -> Progress:
-            return stack.enter_context(progress(end, name, start=step, rate=rate))
+            try:
+                return stack.enter_context(progress(end, name, start=step, rate=rate))
+            except LiveError:  # the terminal shows the bar of who asked for this run
+                return Progress(end, step, rate)
 
         def advance(now: int) -> None:
             nonlocal shown, last

@@ -349,6 +349,7 @@ class Simulation:
     def _identity(self, params: Params, state: RunState, like: Frames) -> dict[str, Any]:
         """What makes a run this run, for its directory."""
         start = {k: v for k, v in state.md._asdict().items() if k not in ("forces", "energy")}
+        energy = np.asarray(state.md.energy, float)
         quantities = like["quantities"] | {n: like[n] for n in like if n != "quantities"}
         return {
             "integrator": dict(self.integrator.settings),
@@ -359,7 +360,7 @@ class Simulation:
             "frames": jax.tree.map(lambda leaf: f"{leaf.dtype}{[*leaf.shape[1:]]}", quantities),
             "start": {
                 "step": state.step,
-                "energy": np.asarray(state.md.energy, float).tolist(),
+                "energy": energy.tolist() if np.isfinite(energy).all() else "not finite",
                 "state": fingerprint(start),
             },
             "params": fingerprint(params),
