@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from mosaicmd.gnn_models.cutoffs import polynomial_switch
 from mosaicmd.gnn_models.pairs import check_species, pair_index, per_pair
 from mosaicmd.kernel.config import Config, Energy, Length, load_config
-from mosaicmd.kernel.graphs import Graph, edge_vectors, sum_edges
+from mosaicmd.kernel.graphs import Graph, edge_components, sum_edges
 from mosaicmd.kernel.potentials import Potential
 from mosaicmd.kernel.systems import System
 
@@ -75,8 +75,8 @@ def soft_repulsion(config: SoftRepulsionConfig) -> Potential:
         return {name: jnp.asarray(value) for name, value in initial.items() if config.learnable}
 
     def energy(params: dict[str, Array], system: System, graph: Graph) -> Array:
-        vectors = edge_vectors(system, graph)
-        distances = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+        x, y, z = edge_components(system, graph)
+        distances = jnp.sqrt(x * x + y * y + z * z)
         inside = distances < cutoff
         distances = jnp.where(inside, distances, cutoff)
         values = params if config.learnable else initial

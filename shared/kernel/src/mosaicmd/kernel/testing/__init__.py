@@ -65,7 +65,7 @@ def check_potential(
     order: int = 2,
     tolerance: float = 1e-9,
     difference_tolerance: float = 1e-6,
-    smoothness_tolerance: float = 1e-5,
+    smoothness_tolerance: float = 1e-6,
     single_tolerance: float = 1e-4,
     seed: int = 0,
 ) -> dict[str, float]:

@@ -27,7 +27,7 @@ Array = jax.Array
 
 _CENTRAL_STEP = 5e-5  # Å
 _STRAIN_STEP = 1e-5
-_N_INTERVALS = 32
+_N_POINTS = 256  # evaluated at once on the path of the probe
 
 
 def check_forces(
@@ -109,15 +109,16 @@ def check_smoothness(
     system: System,
     *,
     order: int = 2,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-6,
     max_pairs: int = 4,
 ) -> float:
     """Energy and derivatives have no jump while a neighbor leaves through the cutoff.
 
     A probe atom recedes from a centre, which has two more neighbors, from 0.7 to 1.05
-    times the cutoff. Every interval of a grid on that path is halved twenty times towards
-    its larger change; what remains is a jump. Deviations are relative to the largest value
-    on the path.
+    times the cutoff. Where second differences on a grid of this path are largest, and
+    around the cutoff, finer grids follow until only a jump can be left of them. Deviations
+    are relative to the largest value on the path; jumps above about 1e-4 of it are found
+    wherever they are, smaller ones at the cutoff.
 
     Args:
         potential: what is tested.
@@ -158,23 +159,21 @@ def _largest_jump(
     """Jump of derivative ``k``, the distance where it is, and the largest value on the path."""
 
     def derivative(x: np.ndarray) -> np.ndarray:
-        return np.asarray(along(x)[k])
+        return np.asarray(along(x.ravel())[k]).reshape(x.shape)
 
-    grid = np.linspace(0.7, 1.05, _N_INTERVALS + 1) * cutoff
-    low = np.append(grid[:-1], (1.0 - 1e-6) * cutoff)
-    high = np.append(grid[1:], (1.0 + 1e-6) * cutoff)
-    far = derivative(np.full(_N_INTERVALS + 1, grid[-1]))[0]
-    f_low, f_high = derivative(low) - far, derivative(high) - far
-    scale = float(np.abs(f_low).max())
-    for _ in range(20):
-        middle = 0.5 * (low + high)
-        f = derivative(middle) - far
-        left = np.abs(f - f_low) >= np.abs(f_high - f)
-        low, f_low = np.where(left, low, middle), np.where(left, f_low, f)
-        high, f_high = np.where(left, middle, high), np.where(left, f, f_high)
-    jumps = np.abs(f_high - f_low)
-    at = int(np.argmax(jumps))  # the first that is not a number, if there is one
-    return float(jumps[at]), float(low[at]), scale
+    grid = np.linspace(0.7, 1.05, 2 * _N_POINTS) * cutoff
+    values = np.concatenate([derivative(part) for part in np.split(grid, 2)])
+    scale = float(np.abs(values - values[-1]).max())
+    jumps = np.abs(np.diff(values, n=2))
+    at, step = int(np.argmax(jumps)), grid[1] - grid[0]  # argmax finds NaN first
+    windows = np.array([[grid[at], grid[at + 2]], [cutoff - step, cutoff + step]])
+    for _ in range(3):
+        x = np.linspace(windows[:, 0], windows[:, 1], _N_POINTS // 2, axis=1)
+        jumps = np.abs(np.diff(derivative(x), n=2))
+        at = np.argmax(jumps, axis=1)
+        windows = np.take_along_axis(x, np.stack([at, at + 2], axis=1), axis=1)
+    worst = int(np.argmax(jumps.max(axis=1)))
+    return float(jumps[worst].max()), float(windows[worst, 0]), scale
 
 
 @functools.lru_cache(maxsize=16)

@@ -16,7 +16,13 @@ from mosaicmd.kernel.systems import System, bucket_size
 
 Array = jax.Array
 
-FLOORS = {"energies": (1e-3, "eV"), "forces": (1e-3, "eV/Å"), "stress": (1e-6, "eV/Å³")}
+FLOORS = {
+    "energies": (1e-3, "eV"),
+    "forces": (1e-3, "eV/Å"),
+    "stress": (1e-6, "eV/Å³"),
+    "curvature": (1e-3, "eV/Å²"),
+    "gradient": (1e-3, "(in the units of the loss)"),
+}
 """Least scale of a deviation, and unit, per quantity."""
 
 
@@ -158,7 +164,7 @@ def compare(
             getattr(expected, quantity),
             tolerance,
         )
-        for quantity in FLOORS
+        for quantity in State._fields
         if getattr(expected, quantity) is not None
     )
 

@@ -104,7 +104,7 @@ def check_padding(
     for (path, leaf), reference in zip(leaves, references, strict=True):
         name = f"{potential.architecture}: {what} changes the gradient in "
         name += f"params{jax.tree_util.keystr(path)}"
-        worst = max(worst, require(name, "energies", leaf, reference, tolerance))
+        worst = max(worst, require(name, "gradient", leaf, reference, tolerance))
 
     alone = in_bucket(dataclasses.replace(graph, mask=np.zeros(graph.n_edges, bool)), n)
     state = evaluate_state(potential, params, system, alone)
@@ -158,7 +158,7 @@ def check_graph_layouts(
         state, product = to_numpy(program(params, system, graph, direction))
         worst = max(worst, compare(potential, what, state, expected, tolerance))
         name = f"{potential.architecture}: {what} changes the second derivative"
-        worst = max(worst, require(name, "forces", product, curvature, tolerance))
+        worst = max(worst, require(name, "curvature", product, curvature, tolerance))
     return worst
 
 
