@@ -111,6 +111,11 @@ def test_one_frame_has_no_error_bar():
     assert np.isnan(info.error)
 
 
+def test_too_few_weights_are_named():
+    with pytest.raises(ValueError, match=r"one value per frame, shape \(3,\), got \(2,\)"):
+        LENGTH(series([1.0, 2.0, 3.0]), jnp.ones(2))
+
+
 def test_a_missing_quantity_names_the_remedy():
     with pytest.raises(KeyError, match=r"no quantity 'x', only \['energy'\].*add_quantities"):
         LENGTH(frames(np.zeros((2, 1, 3)), {"energy": jnp.zeros(2)}))

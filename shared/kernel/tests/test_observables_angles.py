@@ -84,7 +84,7 @@ def test_layout_of_the_graph_does_not_matter(row_length):
     padded = pad_graph(graph, graph.n_edges + 50, n_atoms=system.n_atoms)
     for observable in (
         adf(r_max=3.3, n_bins=24, max_neighbors=30),
-        tetrahedral_order(cutoff=3.3),
+        tetrahedral_order(r_max=3.3),
     ):
         frame = jax.jit(observable.per_frame)
         expected = frame(None, system, graph, None)
@@ -99,7 +99,7 @@ def test_diamond_has_one_angle_and_perfect_order():
     (occupied,) = np.flatnonzero(found)
     assert occupied == int(np.degrees(np.arccos(-1.0 / 3.0)))
     np.testing.assert_allclose(found[occupied], 180.0 / np.pi)
-    np.testing.assert_allclose(value(tetrahedral_order(cutoff=3.0), system), 1.0, rtol=1e-13)
+    np.testing.assert_allclose(value(tetrahedral_order(r_max=3.0), system), 1.0, rtol=1e-13)
 
 
 def test_simple_cubic_lattice_has_right_and_straight_angles():
@@ -113,7 +113,7 @@ def test_simple_cubic_lattice_has_right_and_straight_angles():
 def test_ideal_gas_has_sine_distribution_and_no_order():
     """z-scores over 64 frames; ``<q> = 1 - 3/8 * 6 * (1/3 + 1/9) = 0``."""
     angle = adf(r_max=3.0, n_bins=12)
-    order = tetrahedral_order(cutoff=6.0, max_neighbors=60)
+    order = tetrahedral_order(r_max=6.0, max_neighbors=60)
     expected = 0.5 * -np.diff(np.cos(np.linspace(0.0, np.pi, 13))) / (np.pi / 12)
     positions = jax.random.uniform(jax.random.key(0), (64, 200, 3), maxval=20.0)
     system = make_system(positions[0], 1, cell=20.0, masses=1.0)
@@ -136,7 +136,7 @@ def test_order_of_a_square():
     """Four neighbors in a plane: two angles with ``(2 / 3)²`` and four with ``1 / 9``."""
     positions = np.array([[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0.0]])
     system = make_system(positions, [6, 1, 1, 1, 1])
-    with_center_only = tetrahedral_order(cutoff=1.2)
+    with_center_only = tetrahedral_order(r_max=1.2)
     np.testing.assert_allclose(
         value(with_center_only, system), 1 - 0.375 * (2 * 4 / 9 + 4 / 9), atol=1e-14
     )
@@ -163,7 +163,7 @@ def test_smooth_adf_is_normalised_and_has_the_gradient_of_finite_differences():
 def test_padding_and_single_precision_change_nothing():
     system = random_system(30)
     padded = pad_system(system, 41)
-    for observable in (adf((1, 2, 3), r_max=4.0, n_bins=6), tetrahedral_order(cutoff=5.0)):
+    for observable in (adf((1, 2, 3), r_max=4.0, n_bins=6), tetrahedral_order(r_max=5.0)):
         np.testing.assert_allclose(value(observable, padded), value(observable, system))
         single = value(observable, system.astype(jnp.float32))
         assert single.dtype == np.float32
@@ -173,7 +173,7 @@ def test_padding_and_single_precision_change_nothing():
 def test_too_many_neighbors_and_too_few_are_nan():
     system = random_system()
     assert np.isnan(value(adf(r_max=4.0, n_bins=6, max_neighbors=3), system)).all()
-    assert np.isnan(value(tetrahedral_order(cutoff=0.5), system))
+    assert np.isnan(value(tetrahedral_order(r_max=0.5), system))
     alone = make_system(np.zeros((1, 3)), 1, cell=9.0, masses=1.0)
     np.testing.assert_array_equal(value(adf(r_max=4.0, n_bins=6), alone), 0.0)
 
@@ -185,8 +185,8 @@ def test_too_many_neighbors_and_too_few_are_nan():
         (lambda: adf(r_max=3.0, n_bins=0), "`n_bins` must be at least 1"),
         (lambda: adf(r_max=3.0, n_bins=5, smoothing=-1.0), "`smoothing` must be positive"),
         (lambda: adf((8, 8), r_max=3.0, n_bins=5), "three labels"),  # type: ignore[arg-type]
-        (lambda: tetrahedral_order(cutoff=0.0), "`cutoff` must be positive"),
-        (lambda: tetrahedral_order(cutoff=3.0, max_neighbors=3), "must be at least 4"),
+        (lambda: tetrahedral_order(r_max=0.0), "`r_max` must be positive"),
+        (lambda: tetrahedral_order(r_max=3.0, max_neighbors=3), "must be at least 4"),
     ],
 )
 def test_bad_settings_are_named(make, message):

@@ -89,8 +89,8 @@ def weighted_mean(series: Array, weights: Array | None = None) -> Array:
     series = _widest(series)
     if weights is None:
         return jnp.mean(series, axis=0)
-    _check_weights(series, weights)
-    return jnp.tensordot(normalised_weights(weights), series, axes=1)
+    check_weights(series, weights)
+    return jnp.tensordot(normalised_weights(weights), series, axes=1, precision="highest")
 
 
 def influence(series: Array, weights: Array | None = None) -> Array:
@@ -214,16 +214,17 @@ def block_index(n_frames: int, n_blocks: int) -> Array:
     return (jnp.arange(n_frames) * n_blocks // n_frames).astype(jnp.int32)
 
 
-def _widest(values: Array) -> Array:
-    return jnp.asarray(values, jax.dtypes.canonicalize_dtype(float))
-
-
-def _check_weights(series: Array, weights: Array) -> None:
+def check_weights(series: Array, weights: Array) -> None:
+    """Raise a ``ValueError`` unless there is one weight per frame of the series."""
     if jnp.shape(weights) != series.shape[:1]:
         raise ValueError(
             f"`weights` must have one value per frame, shape {series.shape[:1]}, "
             f"got {jnp.shape(weights)}"
         )
+
+
+def _widest(values: Array) -> Array:
+    return jnp.asarray(values, jax.dtypes.canonicalize_dtype(float))
 
 
 def _fast_length(n: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -86,22 +87,25 @@ class Observable:
 
         Differentiable in ``values`` and ``weights``; `Info` is not.
         """
-        if self.combine is None:
-            value = statistics.weighted_mean(values, weights)
-        else:
-            value = self.combine(values, _normalised(values, weights))
-        fixed = jax.lax.stop_gradient((values, weights))
-        return value, jax.lax.stop_gradient(self._info(*fixed))
+        if weights is not None:
+            statistics.check_weights(values, weights)
+        return _estimate(self.combine, jnp.asarray(values), weights)
 
-    def _info(self, values: Array, weights: Array | None) -> Info:
-        normalised = _normalised(values, weights)
-        kish = statistics.effective_sample_size(normalised)
-        if self.combine is None:
-            error, inefficiency = statistics.standard_error(values, weights)
-        else:
-            error = jackknife_error(self.combine, values, normalised)
-            inefficiency = jnp.ones_like(error)  # unknown: blocks absorb the correlation
-        return Info(error, kish / inefficiency, inefficiency)
+
+@functools.partial(jax.jit, static_argnums=0)
+def _estimate(combine: Combine | None, values: Array, weights: Array | None) -> tuple[Array, Info]:
+    equal = jnp.ones(values.shape[0])
+    normalised = statistics.normalised_weights(equal if weights is None else weights)
+    fixed_values, fixed_weights = jax.lax.stop_gradient((values, normalised))
+    if combine is None:
+        value = statistics.weighted_mean(values, weights)
+        error, inefficiency = statistics.standard_error(fixed_values, fixed_weights)
+    else:
+        value = combine(values, normalised)
+        error = jackknife_error(combine, fixed_values, fixed_weights)
+        inefficiency = jnp.ones_like(error)  # unknown: blocks absorb the correlation
+    n_eff = statistics.effective_sample_size(fixed_weights) / inefficiency
+    return value, Info(error, n_eff, inefficiency)
 
 
 def jackknife_error(
@@ -133,8 +137,3 @@ def jackknife_error(
 
     replicas = jax.lax.map(without, jnp.arange(n_blocks, dtype=block.dtype))
     return jnp.sqrt(jnp.var(replicas, axis=0) * (n_blocks - 1))
-
-
-def _normalised(values: Array, weights: Array | None) -> Array:
-    n_frames = values.shape[0]
-    return statistics.normalised_weights(jnp.ones(n_frames) if weights is None else weights)

@@ -102,21 +102,21 @@ def adf(
 def tetrahedral_order(
     species: int | None = None,
     *,
-    cutoff: float,
-    max_neighbors: int = 32,
+    r_max: float,
+    max_neighbors: int = 64,
     name: str = "tetrahedral_order",
 ) -> Observable:
     """Orientational order ``q`` of the four nearest neighbors, averaged over atoms.
 
     ``q_i = 1 - 3/8 sum_{j<k} (cos theta_jik + 1/3)²``: 1 in a diamond lattice, 0 on average
-    in an ideal gas. Atoms with fewer than four neighbors within ``cutoff`` are left out;
+    in an ideal gas. Atoms with fewer than four neighbors within ``r_max`` are left out;
     if that is all of them, the frame gives nan.
 
     Args:
         species: label of centres and neighbors; ``None``: all atoms.
-        cutoff: radius in which to look for the four, Å; large enough for any atom.
+        r_max: radius in which to look for the four, Å; large enough for any atom.
         max_neighbors: columns set aside for the neighbors of an atom; a frame in which an
-            atom has more within ``cutoff`` gives nan.
+            atom has more within ``r_max`` gives nan.
         name: key in ``Trajectory.quantities``.
 
     Raises:
@@ -126,15 +126,15 @@ def tetrahedral_order(
         Chau & Hardwick, Mol. Phys. 93, 511 (1998); in this norm Errington & Debenedetti,
         Nature 409, 318 (2001).
     """
-    if not cutoff > 0.0:
-        raise ValueError(f"`cutoff` must be positive (Å), got {cutoff!r}")
+    if not r_max > 0.0:
+        raise ValueError(f"`r_max` must be positive (Å), got {r_max!r}")
     if max_neighbors < 4:
         raise ValueError(f"`max_neighbors` must be at least 4, got {max_neighbors!r}")
 
     def per_frame(params: object, system: System, graph: Graph | None, momenta: object) -> Array:
         if graph is None:
-            raise ValueError(f"`{name}` needs a graph of radius {cutoff} Å, got None")
-        rows = rows_within(system, graph, cutoff, max_neighbors)
+            raise ValueError(f"`{name}` needs a graph of radius {r_max} Å, got None")
+        rows = rows_within(system, graph, r_max, max_neighbors)
         member = system.mask if species is None else system.mask & (system.species == species)
         open_ = rows.mask & member[rows.senders]
         complete = member & (jnp.sum(open_, axis=1) >= 4)
@@ -146,13 +146,13 @@ def tetrahedral_order(
             nearest.append(jnp.take_along_axis(units, column[:, None, None], axis=1)[:, 0])
             open_ = open_ & (columns != column[:, None])
         four = jnp.stack(nearest, axis=1)
-        cosine = jnp.einsum("ijd,ikd->ijk", four, four)
+        cosine = jnp.einsum("ijd,ikd->ijk", four, four, precision="highest")
         first, second = np.triu_indices(len(nearest), k=1)
         order = 1.0 - 0.375 * jnp.sum((cosine[:, first, second] + 1.0 / 3.0) ** 2, axis=1)
         mean = jnp.sum(jnp.where(complete, order, 0.0)) / jnp.sum(complete)
         return jnp.where(rows.overflow, jnp.nan, mean)
 
-    return Observable(name=name, unit="1", per_frame=per_frame, cutoff=cutoff)
+    return Observable(name=name, unit="1", per_frame=per_frame, cutoff=r_max)
 
 
 def _angle(cosine: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.neighbors import NeighborList, grow, neighbor_list
 from mosaicmd.kernel.observables._observable import Observable
-from mosaicmd.kernel.systems import System
+from mosaicmd.kernel.systems import System, bucket_size
 from mosaicmd.kernel.trajectory import Trajectory, map_frames
 
 Array = jax.Array
@@ -88,6 +89,8 @@ def evaluate_frames(
         if cutoff is not None:
             some = np.linspace(0, trajectory.n_frames - 1, _PLANNED_FRAMES).astype(int)
             plan = neighbor_list(_selected(trajectory, np.unique(some)), cutoff, skin=0.0)
+            # Few sizes, so that trajectories alike share a program.
+            plan = dataclasses.replace(plan, row_length=bucket_size(plan.row_length))
         values, overflow = _evaluate(members, plan, params, frames)
         while plan is not None and np.any(overflow):
             plan = grow(plan, _selected(trajectory, np.flatnonzero(overflow)))

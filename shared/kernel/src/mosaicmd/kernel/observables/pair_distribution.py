@@ -162,7 +162,7 @@ def _half_of_all_pairs(system: System) -> tuple[Array, Array, Array]:
     """
     n_atoms = system.n_atoms
     cell = jnp.where(jnp.all(system.cell == 0.0), jnp.eye(3, dtype=system.cell.dtype), system.cell)
-    fractional = system.positions @ jnp.linalg.inv(cell)
+    fractional = jnp.matmul(system.positions, jnp.linalg.inv(cell), precision="highest")
     # Wrapped atoms differ by less than one cell, so float32 keeps its digits.
     fractional = fractional - jax.lax.stop_gradient(jnp.floor(fractional))
     ring = jnp.arange(n_atoms, dtype=jnp.int32)[:, None]

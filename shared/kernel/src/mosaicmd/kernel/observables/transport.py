@@ -208,7 +208,8 @@ def _paths(
     mask = np.asarray(systems.mask)
     if remove_drift:
         masses = jnp.where(systems.mask, systems.masses, 0.0).astype(positions.dtype)
-        centre = jnp.einsum("a,fad->fd", masses / jnp.sum(masses), positions)
+        shares = masses / jnp.sum(masses)
+        centre = jnp.einsum("a,fad->fd", shares, positions, precision="highest")
         positions = positions - centre[:, None]
     chosen = mask if species is None else mask & (np.asarray(systems.species) == species)
     if not chosen.any():
@@ -222,8 +223,9 @@ def _paths(
 def _unwrapped(positions: Array, systems: System) -> Array:
     cell = jnp.asarray(systems.cell[0], positions.dtype)
     steps = jnp.diff(positions, axis=0)
-    crossed = jnp.round(steps @ jnp.linalg.inv(cell)) * systems.pbc[None, None]
-    return positions.at[1:].add(-jnp.cumsum(crossed, axis=0) @ cell)
+    fractional = jnp.matmul(steps, jnp.linalg.inv(cell), precision="highest")
+    crossed = jnp.cumsum(jnp.round(fractional) * systems.pbc[None, None], axis=0)
+    return positions.at[1:].add(-jnp.matmul(crossed, cell, precision="highest"))
 
 
 def _spacing(trajectory: Trajectory) -> float:
