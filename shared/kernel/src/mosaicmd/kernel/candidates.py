@@ -44,8 +44,8 @@ class Candidates:
     slots: Array  # [n_atoms], uint32, the slot of each atom in any block that holds it
     block_size: int
     n_blocks: int
-    resolve: Callable[[Array, Array], tuple[Array, Array]]
-    """Blocks and slots ``[n_atoms, k]``, to atoms ``[n_atoms, k]`` and shifts ``[..., 3]``."""
+    resolve: Callable[[Array, Array], tuple[Array, list[Array]]]
+    """From blocks and slots ``[n_atoms, k]`` to atoms and the three components of shifts."""
     missing: Array  # [], bool: the search is not as far as the range, or a cell is full
 
 
@@ -124,14 +124,17 @@ def search_all_pairs(system: System, radius: float, pbc: Periodic, images: Tripl
         differences = [d - image * lattice[k, x] for x, d in enumerate(differences)]
     words = geometry.words_in_range(differences, own[:, None] + (n_blocks // 2) * n_atoms)
 
-    def resolve(blocks: Array, slots: Array) -> tuple[Array, Array]:
-        ours, theirs = geometry.fractional[:, None, :], _rows(geometry.fractional, slots)
-        shifts = jnp.where(nearest[None, None, :], jnp.round(ours - theirs), 0.0)
-        if explicit.any():
-            image = _rows(jnp.asarray(offsets, theirs.dtype), blocks)
-            image = image + jnp.floor(ours) - jnp.floor(theirs)
-            shifts = jnp.where(explicit[None, None, :], image, shifts)
-        return slots, shifts.astype(jnp.int32)
+    def resolve(blocks: Array, slots: Array) -> tuple[Array, list[Array]]:
+        shifts = [jnp.zeros(blocks.shape, jnp.int32)] * 3
+        for k in np.flatnonzero(pbc):
+            ours, theirs = geometry.fractional[:, k, None], _rows(geometry.fractional[:, k], slots)
+            if nearest[k]:
+                shift = jnp.round(ours - theirs)
+            else:
+                image = _rows(jnp.asarray(offsets[:, k], ours.dtype), blocks)
+                shift = image + jnp.floor(ours) - jnp.floor(theirs)
+            shifts[k] = shift.astype(jnp.int32)
+        return slots, shifts
 
     return Candidates(
         words=words,
@@ -181,8 +184,7 @@ def search_cells(
     centre = (place.astype(width.dtype) + 0.5) * width[None, :]
     relative = geometry.in_units(geometry.inside - centre)
     steps = geometry.in_units(jnp.asarray(offsets, width.dtype) * width[None, :])
-    around, image = _cells_around(grid, pbc, offsets)
-    candidates = members[around].reshape(n_cells + 1, -1)
+    candidates = members[_cells_around(grid, pbc, offsets)].reshape(n_cells + 1, -1)
     padding = -n_blocks * capacity % BITS
     candidates = jnp.pad(candidates, ((0, 0), (0, padding)), constant_values=n_atoms)
     steps = jnp.pad(jnp.repeat(steps, capacity, axis=0), ((0, padding), (0, 0)))
@@ -196,11 +198,18 @@ def search_cells(
     words = geometry.words_in_range(differences, own)
     words = _rows(words.reshape((n_cells + 1) * capacity, -1), flat * capacity + slots)
 
-    def resolve(blocks: Array, slots: Array) -> tuple[Array, Array]:
-        pair = flat[:, None] * n_blocks + blocks
-        atoms = _rows(members.reshape(-1), _rows(around.reshape(-1), pair) * capacity + slots)
+    def resolve(blocks: Array, slots: Array) -> tuple[Array, list[Array]]:
+        width = candidates.shape[1]
+        index = flat[:, None] * width + blocks * capacity + slots
+        atoms = _rows(candidates.reshape(-1), index)
         wraps = jnp.pad(geometry.wraps.astype(jnp.int32), ((0, 1), (0, 0)))
-        shifts = _rows(image.reshape(-1, 3), pair) + wraps[:-1, None, :] - _rows(wraps, atoms)
+        shifts = [jnp.zeros(blocks.shape, jnp.int32)] * 3
+        for k in np.flatnonzero(pbc):
+            image = _rows(jnp.asarray(offsets[:, k], jnp.int32), blocks)
+            if grid[k] > 1:
+                unfolded = place[:, k, None] + image
+                image = (unfolded >= grid[k]).astype(jnp.int32) - (unfolded < 0)
+            shifts[k] = image + wraps[:-1, k, None] - _rows(wraps[:, k], atoms)
         return atoms, shifts
 
     covered = np.where(np.array(pbc), np.array(reach) / np.array(grid), np.inf)
@@ -311,24 +320,22 @@ def _members(flat: Array, n_cells: int, capacity: int) -> tuple[Array, Array, Ar
     return members, target // capacity, target % capacity, fullest
 
 
-def _cells_around(grid: Triple, pbc: Periodic, offsets: np.ndarray) -> tuple[Array, Array]:
-    """For each cell and offset the cell there and its image ``[..., 3]``.
+def _cells_around(grid: Triple, pbc: Periodic, offsets: np.ndarray) -> Array:
+    """For each cell and offset the cell there, shape ``[n_cells + 1, n_offsets]``.
 
     Where there is none, and around the empty cell that comes last, it is the empty cell.
     """
     n_cells = int(np.prod(grid))
     index = jnp.arange(n_cells + 1, dtype=jnp.uint32)
     cells = [index // (grid[1] * grid[2]), index // grid[2] % grid[1], index % grid[2]]
-    # Counted from an image far on the negative side: divisions of unsigned numbers are cheaper.
+    # Counted from an image far on the negative side: unsigned numbers are cheaper to divide.
     farthest = int(np.abs(offsets).max(initial=0))
     counts = np.array([[grid]], np.uint32)
     start = jnp.stack(cells, axis=-1)[:, None, :] + farthest * counts
     unfolded = start + jnp.asarray(offsets[None, :, :].astype(np.uint32))
-    image = unfolded // counts
-    outside = jnp.any((image != farthest) & ~np.array([[pbc]]), axis=-1)
+    outside = jnp.any((unfolded // counts != farthest) & ~np.array([[pbc]]), axis=-1)
     outside = outside | (index == n_cells)[:, None]
-    flat = jnp.where(outside, n_cells, _flat_index(unfolded % counts, grid))
-    return flat, image.astype(jnp.int32) - farthest
+    return jnp.where(outside, n_cells, _flat_index(unfolded % counts, grid))
 
 
 def _flat_index(cells: Array, grid: Triple) -> Array:

@@ -46,7 +46,13 @@ def neighbor_rows(found: Candidates, row_length: int) -> Rows:
     place = jnp.arange(row_length, dtype=jnp.uint32)[None, :]
     mask = place < count[:, None]
 
-    word = jnp.sum(before[:, None, :] <= place[:, :, None], axis=-1, dtype=jnp.uint32) - 1
+    word = (
+        sum(
+            jnp.sum(some[:, None, :] <= place[:, :, None], axis=-1, dtype=jnp.uint32)
+            for some in jnp.split(before, list(range(BITS, n_words, BITS)), axis=1)
+        )
+        - 1
+    )
     index = own * n_words + word
     bit = _nth_set_bit(_take(words, index), place - _take(before, index))
     candidate = jnp.where(mask, word * BITS + bit, 0)
@@ -61,7 +67,7 @@ def neighbor_rows(found: Candidates, row_length: int) -> Rows:
     reverse = senders * row_length + jnp.minimum(rank, row_length - 1)
     return Rows(
         senders=senders.astype(jnp.int32),
-        shifts=jnp.where(mask[:, :, None], shifts, 0),
+        shifts=jnp.stack([jnp.where(mask, shift, 0) for shift in shifts], axis=-1),
         mask=mask,
         reverse=jnp.where(mask, reverse, own * row_length + place).astype(jnp.int32),
         longest=jnp.max(count, initial=0).astype(jnp.int32),
