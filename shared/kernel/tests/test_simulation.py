@@ -88,6 +88,7 @@ def assert_same(one, other):
 # --- physics
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning:ase")
 def test_nve_follows_ase_velocity_verlet():
     """100 steps of another program with the same forces, to 1e-10 Å."""
     from ase.calculators.lj import LennardJones
@@ -102,8 +103,7 @@ def test_nve_follows_ase_velocity_verlet():
     atoms = to_ase(system)
     atoms.calc = LennardJones(sigma=3.405, epsilon=0.0104, rc=CUTOFF, smooth=False)
     atoms.set_momenta(np.asarray(momenta))
-    # ASE's time unit is ours
-    dynamics = VelocityVerlet(atoms, timestep=TIMESTEP)
+    dynamics = VelocityVerlet(atoms, timestep=TIMESTEP)  # ASE's time unit is ours
     for frame in range(5):
         dynamics.run(20)
         np.testing.assert_allclose(
