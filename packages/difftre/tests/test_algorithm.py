@@ -9,6 +9,7 @@ from difftre_ensembles import KT, harmonic_energy, harmonic_sampler, mean_square
 
 from mosaicmd.difftre import StatePointData, Target, difftre, first_order, gauss_newton
 from mosaicmd.kernel.metrics import read_metrics
+from mosaicmd.kernel.simulation import SimulationError
 from mosaicmd.kernel.training import averaged_params, tail_average, train
 
 
@@ -16,6 +17,18 @@ def harmonic_point(name="well", *, goal=2.5, kT=KT, n_frames=2000, seed=0):
     target = Target(observable=mean_square(), value=kT / goal, tolerance=2e-4)
     sampler = harmonic_sampler(n_frames, kT=kT, seed=seed)
     return StatePointData(name=name, sampler=sampler, targets=[target])
+
+
+def broken_run():
+    return SimulationError(
+        "the run broke at step 7",
+        step=7,
+        atom=0,
+        replica=None,
+        temperature_kelvin=1e5,
+        checkpoint=None,
+        trajectory=None,
+    )
 
 
 def start():
@@ -76,3 +89,38 @@ def test_state_points_are_checked():
         difftre(harmonic_energy, None, [], gauss_newton())
     with pytest.raises(ValueError, match="share a name"):
         difftre(harmonic_energy, None, [harmonic_point(), harmonic_point()], gauss_newton())
+
+
+def test_a_step_too_long_for_the_dynamics_is_taken_back_halfway():
+    """The sampler breaks above k = 2.6; steps end below it, and the retreats are counted."""
+    point = harmonic_point(goal=2.5)
+    draw = point.sampler.sample
+
+    def fragile(params, state):
+        if params["k"] > 2.6:
+            raise broken_run()
+        return draw(params, state)
+
+    sampler = point.sampler._replace(sample=fragile)
+    point = StatePointData(name="well", sampler=sampler, targets=point.targets)
+    far = difftre(harmonic_energy, None, [point], first_order(optax.adam(4.0)))
+    state, first = far.step(far.init(start()), None)
+    assert state.params["k"] > 2.6
+    state, second = far.step(state, None)
+    assert (first["retreats"], second["retreats"]) == (0, 2)
+    assert second["simulations"] == 4
+    np.testing.assert_allclose(state.samples[0].params["k"], 2.0, rtol=1e-6)  # 5, 3, 2
+
+
+def test_a_start_that_breaks_is_an_error():
+    point = harmonic_point()
+
+    def broken(params, state):
+        raise broken_run()
+
+    point = StatePointData(
+        name="well", sampler=point.sampler._replace(sample=broken), targets=point.targets
+    )
+    algorithm = difftre(harmonic_energy, None, [point], gauss_newton())
+    with pytest.raises(SimulationError, match="broke at step 7"):
+        algorithm.step(algorithm.init(start()), None)

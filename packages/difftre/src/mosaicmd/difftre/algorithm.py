@@ -15,10 +15,13 @@ from mosaicmd.difftre.sampling import Sampler, blank_frames
 from mosaicmd.difftre.targets import Target
 from mosaicmd.difftre.updates import Penalty, Problem, Update
 from mosaicmd.kernel.potentials import EnergyFn
+from mosaicmd.kernel.simulation import SimulationError
 from mosaicmd.kernel.training import Algorithm
 
 Array = jax.Array
 Params = Any
+
+_MAX_RETREATS = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,9 +56,11 @@ def difftre(
 
     A step simulates every state point whose frames have lost too much of their effective
     size, predicts the targets by reweighting and updates the parameters. ``batch`` is not
-    used. Metrics per step: ``loss``, ``n_eff/NAME`` (fraction, after the update),
-    ``simulations`` (so far), ``step_scale`` and ``deviation/NAME/OBSERVABLE`` (root mean
-    square, in tolerances).
+    used. Where a simulation breaks, the step before it was too long: the parameters go
+    halfway back and it is tried again. Metrics per step: ``loss``, ``n_eff/NAME``
+    (fraction, after the update), ``simulations`` (so far), ``retreats`` (after broken
+    simulations), ``step_scale`` and ``deviation/NAME/OBSERVABLE`` (root mean square, in
+    tolerances).
 
     Args:
         energy_fn: per-atom energies of the potential that is learned.
@@ -89,7 +94,7 @@ def difftre(
             update=update.init(params),
             samplers=tuple(point.sampler.init() for point in state_points),
             samples=tuple(
-                reweighting.blank(blank_frames(point.sampler))
+                reweighting.blank(params, blank_frames(point.sampler))
                 for reweighting, point in zip(reweightings, state_points, strict=True)
             ),
             n_simulations=jnp.zeros((), jnp.int32),
@@ -97,25 +102,21 @@ def difftre(
 
     def step(state: DiffTReState, batch: Any = None) -> tuple[DiffTReState, dict[str, float]]:
         del batch
-        samplers, samples, graphs = list(state.samplers), list(state.samples), []
-        n_simulations = state.n_simulations
-        for i, (point, reweighting) in enumerate(zip(state_points, reweightings, strict=True)):
-            if float(samples[i].n_eff) < reuse_fraction * point.sampler.n_frames:
-                samplers[i], trajectory = point.sampler.sample(state.params, samplers[i])
-                graphs.append(reweighting.graphs(trajectory.systems))
-                samples[i] = reweighting.prepare(state.params, trajectory, graphs[i])
-                n_simulations = n_simulations + 1
-            else:
-                graphs.append(reweighting.graphs(samples[i].systems))
-        problem = Problem(reweightings, tuple(samples), tuple(graphs), penalty)
+        state, retreats = _sampled(state, state_points, reweightings, reuse_fraction)
+        graphs = tuple(
+            reweighting.graphs(samples.systems)
+            for reweighting, samples in zip(reweightings, state.samples, strict=True)
+        )
+        problem = Problem(reweightings, state.samples, graphs, penalty)
         params, update_state, info = update.step(problem, state.params, state.update)
         samples = [
             one._replace(n_eff=jnp.asarray(n_eff, one.n_eff.dtype))
-            for one, n_eff in zip(samples, info.n_eff, strict=True)
+            for one, n_eff in zip(state.samples, info.n_eff, strict=True)
         ]
         metrics = {
             "loss": info.loss,
-            "simulations": int(n_simulations),
+            "simulations": int(state.n_simulations),
+            "retreats": retreats,
             "step_scale": info.step_scale,
         }
         for point, prediction, n_eff in zip(
@@ -127,7 +128,53 @@ def difftre(
                 deviations = np.asarray(target.deviations(prediction.values[name]))
                 size = float(np.sqrt(np.sum(deviations**2) / target.weight))
                 metrics[f"deviation/{point.name}/{name}"] = size
-        new = DiffTReState(params, update_state, tuple(samplers), tuple(samples), n_simulations)
-        return new, metrics
+        state = state._replace(params=params, update=update_state, samples=tuple(samples))
+        return state, metrics
 
     return Algorithm(init, step)
+
+
+def _sampled(
+    state: DiffTReState,
+    state_points: Sequence[StatePointData],
+    reweightings: Sequence[Reweighting],
+    reuse_fraction: float,
+) -> tuple[DiffTReState, int]:
+    """The state with frames that represent its parameters, simulated where necessary.
+
+    If a simulation breaks, the last step went where no frame had been, and the parameters
+    go halfway back to those of the frames before; how often is returned too.
+    """
+    for retreats in range(_MAX_RETREATS + 1):
+        try:
+            return _resampled(state, state_points, reweightings, reuse_fraction), retreats
+        except SimulationError:
+            first = any(float(samples.n_eff) == 0.0 for samples in state.samples)
+            if first or retreats == _MAX_RETREATS:
+                raise
+        halfway = jax.tree.map(
+            lambda here, there: 0.5 * (here + there), state.params, state.samples[0].params
+        )
+        spent = state.n_simulations + 1
+        state = state._replace(params=halfway, n_simulations=spent)
+    raise AssertionError("unreachable")
+
+
+def _resampled(
+    state: DiffTReState,
+    state_points: Sequence[StatePointData],
+    reweightings: Sequence[Reweighting],
+    reuse_fraction: float,
+) -> DiffTReState:
+    """New frames for every state point that has too few effective ones."""
+    samplers, samples = list(state.samplers), list(state.samples)
+    n_simulations = state.n_simulations
+    for i, (point, reweighting) in enumerate(zip(state_points, reweightings, strict=True)):
+        if float(samples[i].n_eff) < reuse_fraction * point.sampler.n_frames:
+            samplers[i], trajectory = point.sampler.sample(state.params, samplers[i])
+            graphs = reweighting.graphs(trajectory.systems)
+            samples[i] = reweighting.prepare(state.params, trajectory, graphs)
+            n_simulations = n_simulations + 1
+    return state._replace(
+        samplers=tuple(samplers), samples=tuple(samples), n_simulations=n_simulations
+    )

@@ -44,7 +44,8 @@ class Samples(NamedTuple):
     """What reweighting keeps of one simulation."""
 
     systems: System  # positions and cell with a leading frame axis
-    energies: Array  # [n_frames], eV, of the parameters that were simulated
+    params: Params  # that were simulated
+    energies: Array  # [n_frames], eV, of these parameters
     fixed: dict[str, Array]  # per-frame observables that do not depend on parameters
     n_eff: Array  # [], effective sample size at the current parameters
 
@@ -122,12 +123,13 @@ class Reweighting:
         """Samples from the trajectory that ``params`` were simulated in."""
         return Samples(
             systems=trajectory.systems,
+            params=params,
             energies=self.energies(params, trajectory.systems, graphs),
             fixed=evaluate_frames(self.fixed, params, trajectory),
             n_eff=jnp.asarray(float(trajectory.n_frames)),
         )
 
-    def blank(self, systems: System) -> Samples:
+    def blank(self, params: Params, systems: System) -> Samples:
         """Samples of the right shapes that no simulation stands behind (``n_eff`` 0)."""
         n_frames = systems.positions.shape[0]
         wide = jax.dtypes.canonicalize_dtype(float)
@@ -137,7 +139,7 @@ class Reweighting:
             if not (o := t.observable).depends_on_params
         }
         fixed = {name: jnp.zeros((n_frames, *shape), wide) for name, shape in shapes.items()}
-        return Samples(systems, jnp.zeros(n_frames, wide), fixed, jnp.zeros((), wide))
+        return Samples(systems, params, jnp.zeros(n_frames, wide), fixed, jnp.zeros((), wide))
 
     def _frame_values(
         self, params: Params, systems: System, graphs: Graph | None, observe: bool = True

@@ -79,8 +79,8 @@ def dynamics_sampler(
         start = system._replace(positions=state.positions, cell=state.cell)
         run = simulation.start(key_now, params, start, momenta=state.momenta)
         if n_equilibration:
-            run, _ = simulation.run(params, run, n_equilibration)
-        run, trajectory = simulation.run(params, run, n_production)
+            run, _ = simulation.run(params, run, n_equilibration, progress=False)
+        run, trajectory = simulation.run(params, run, n_production, progress=False)
         end = run.md
         state = DynamicsState(
             end.system.positions, end.system.cell, end.momenta, jax.random.key_data(key_next)

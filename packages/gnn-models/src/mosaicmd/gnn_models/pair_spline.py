@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations_with_replacement
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import model_validator
 
+from mosaicmd.gnn_models.pairs import check_species, pair_index, species_pairs
 from mosaicmd.kernel.config import Config, Length, load_config
 from mosaicmd.kernel.graphs import Graph, edge_components, sum_edges
 from mosaicmd.kernel.potentials import Potential
@@ -26,7 +26,8 @@ class PairSplineConfig(Config):
     """Settings of :func:`pair_spline`.
 
     ``r_min`` and ``cutoff`` in Å. Without ``species`` one curve serves every pair of
-    atoms; with them each unordered pair of labels has its own.
+    atoms; with them each unordered pair of
+    labels has its own, in the order of :func:`~mosaicmd.gnn_models.pairs.species_pairs`.
     """
 
     cutoff: Length
@@ -36,6 +37,7 @@ class PairSplineConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> PairSplineConfig:
+        check_species(self.species)
         if not 0.0 <= self.r_min < self.cutoff:
             raise ValueError(f"`r_min` {self.r_min} must lie in [0, cutoff={self.cutoff}) Å")
         if self.n_coefficients < 4:
@@ -60,13 +62,13 @@ def pair_spline(config: PairSplineConfig) -> Potential:
     Parameters: ``{"coefficients": [n_pairs, n_coefficients]}``, eV, initially zero.
     """
     labels = config.species
-    pairs = 1 if labels is None else len(labels) * (len(labels) + 1) // 2
+    n_pairs = 1 if labels is None else len(species_pairs(labels))
     n_intervals = config.n_coefficients + 3
     to_polynomials = jnp.asarray(_BASIS)
 
     def init(key: Array) -> dict[str, Array]:
         del key
-        return {"coefficients": jnp.zeros((pairs, config.n_coefficients))}
+        return {"coefficients": jnp.zeros((n_pairs, config.n_coefficients))}
 
     def energy(params: dict[str, Array], system: System, graph: Graph) -> Array:
         x, y, z = edge_components(system, graph)
@@ -80,7 +82,7 @@ def pair_spline(config: PairSplineConfig) -> Potential:
         t = scaled - interval
         row = interval + 1
         if labels is not None:
-            row = row + (n_intervals + 2) * _pair_index(labels, system, graph)
+            row = row + (n_intervals + 2) * pair_index(labels, system, graph)
         c0, c1, c2, c3 = (
             table[:, power].at[row].get(mode="promise_in_bounds") for power in range(4)
         )
@@ -125,14 +127,3 @@ def _polynomials(coefficients: Array, basis: Array) -> Array:
     n_rows = coefficients.shape[1] + 5
     windows = jnp.stack([padded[:, m : m + n_rows] for m in range(4)], axis=-1)
     return (windows @ basis).reshape(-1, 4)
-
-
-def _pair_index(labels: tuple[int, ...], system: System, graph: Graph) -> Array:
-    """Index of the curve of every edge."""
-    order = {pair: i for i, pair in enumerate(combinations_with_replacement(range(len(labels)), 2))}
-    n = len(labels)
-    table = jnp.array([[order[min(a, b), max(a, b)] for b in range(n)] for a in range(n)])
-    sorted_labels = jnp.array(sorted(labels))
-    rank = jnp.array([labels.index(label) for label in sorted(labels)])
-    kind = rank[jnp.searchsorted(sorted_labels, system.species).clip(0, n - 1)]
-    return table[kind[graph.receivers], kind[graph.senders]].astype(jnp.int32)

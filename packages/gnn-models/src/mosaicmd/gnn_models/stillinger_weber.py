@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from mosaicmd.kernel.config import Config, load_config
+from mosaicmd.kernel.config import Config, Energy, Length, load_config
 from mosaicmd.kernel.graphs import Graph, edge_components, sum_edges
 from mosaicmd.kernel.potentials import Potential, sum_potentials
 from mosaicmd.kernel.systems import System
@@ -21,21 +21,23 @@ class ThreeBodyConfig(Config):
     """Settings and initial parameters of :func:`three_body`.
 
     ``strength`` is ``lambda epsilon`` (eV); ``cutoff`` is ``a sigma`` and
-    ``decay_length`` is ``gamma sigma`` (Å).
+    ``decay_length`` is ``gamma sigma`` (Å). The decay length is a parameter only with
+    ``learn_decay``: it is strongly correlated with the strength.
     """
 
-    cutoff: float = Field(gt=0.0)
-    decay_length: float = Field(gt=0.0)
-    strength: float = Field(gt=0.0)
+    cutoff: Length = Field(gt=0.0)
+    decay_length: Length = Field(gt=0.0)
+    strength: Energy = Field(gt=0.0)
     cos_angle: float = Field(default=-1.0 / 3.0, ge=-1.0, le=1.0)
+    learn_decay: bool = False
     species: tuple[int, ...] | None = None
 
 
 class StillingerWeberPairConfig(Config):
     """Settings of :func:`stillinger_weber_pair`; ``epsilon`` in eV, ``sigma`` in Å."""
 
-    epsilon: float = Field(gt=0.0)
-    sigma: float = Field(gt=0.0)
+    epsilon: Energy = Field(gt=0.0)
+    sigma: Length = Field(gt=0.0)
     a: float = Field(default=1.80, gt=0.0)
     A: float = 7.049556277
     B: float = 0.6022245584
@@ -56,8 +58,9 @@ def three_body(config: ThreeBodyConfig) -> Potential:
 
     so the cost is linear in the number of neighbors. All derivatives vanish at ``r_c``.
 
-    Parameters: ``{"log_strength": [] (of eV), "cos_angle": [], "log_decay": [] (of Å)}``;
-    the logarithms keep strength and decay length positive.
+    Parameters: ``{"log_strength": [] (of eV), "cos_angle": []}``, with ``learn_decay`` also
+    ``"decay": [] (Å)``. The logarithm keeps the strength positive, and that of the energy
+    is linear in it and in the decay length, so that strongly correlated steps stay exact.
 
     References:
         Stillinger & Weber, Phys. Rev. B 31, 5262 (1985), Eq. 2.5.
@@ -66,18 +69,21 @@ def three_body(config: ThreeBodyConfig) -> Potential:
 
     def init(key: Array) -> dict[str, Array]:
         del key
-        return {
+        params = {
             "log_strength": jnp.log(jnp.asarray(config.strength)),
             "cos_angle": jnp.asarray(config.cos_angle),
-            "log_decay": jnp.log(jnp.asarray(config.decay_length)),
         }
+        if config.learn_decay:
+            params["decay"] = jnp.asarray(config.decay_length)
+        return params
 
     def energy(params: dict[str, Array], system: System, graph: Graph) -> Array:
         x, y, z = edge_components(system, graph)
         squared = x * x + y * y + z * z
         inverse = jax.lax.rsqrt(squared)
         distances = squared * inverse
-        decay = jnp.exp(params["log_decay"]).astype(distances.dtype)
+        decay = params["decay"] if config.learn_decay else config.decay_length
+        decay = jnp.asarray(decay, distances.dtype)
         f = _decay_to_cutoff(distances, decay, config.cutoff)
         x, y, z = x * inverse, y * inverse, z * inverse
         fx, fy, fz = f * x, f * y, f * z

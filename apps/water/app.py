@@ -1,0 +1,261 @@
+"""Learn coarse-grained water from its measured structure and pressure, then simulate with it."""
+
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import figures
+import jax
+import numpy as np
+import typer
+import water
+import yaml
+
+from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler
+from mosaicmd.kernel import observables, units
+from mosaicmd.kernel.config import ConfigError, load_config, suggest
+from mosaicmd.kernel.files import atomic_write_text
+from mosaicmd.kernel.integrators import langevin
+from mosaicmd.kernel.metrics import read_metrics
+from mosaicmd.kernel.model_files import load_model, save_model
+from mosaicmd.kernel.observables import evaluate_frames
+from mosaicmd.kernel.observables.transport import diffusion_coefficient
+from mosaicmd.kernel.potentials import Potential
+from mosaicmd.kernel.report import Metric, write_results
+from mosaicmd.kernel.simulation import Simulation
+from mosaicmd.kernel.training import averaged_params, tail_average, train
+from mosaicmd.kernel.trajectory import StatePoint, Trajectory
+
+HERE = Path(__file__).parent
+SQUARE_METRE_PER_SECOND = 1.0e20 / units.SECOND
+SOPER = "Soper & Benmore, PRL 101, 065502 (2008)"
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+class Validation(NamedTuple):
+    """Averages of one simulation with one set of parameters."""
+
+    values: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
+    diffusion: tuple[float, float]  # value and error, m²/s
+    pressure_series: np.ndarray  # bar
+
+
+@app.callback()
+def main() -> None:
+    jax.config.update("jax_enable_x64", True)
+
+
+Preset = Annotated[str, typer.Option(help="settings in config/PRESET.yaml")]
+Settings = Annotated[Path | None, typer.Option(help="settings file instead of a preset")]
+Out = Annotated[Path | None, typer.Option(help="where results go [runs/water-PRESET]")]
+
+
+@app.command("train")
+def train_model(preset: Preset = "quick", config: Settings = None, out: Out = None) -> None:
+    """Learn the potential and write it to OUT/model; the same command again resumes."""
+    trained(*prepare(preset, config, out))
+
+
+@app.command()
+def run(preset: Preset = "quick", config: Settings = None, out: Out = None) -> None:
+    """Learn, simulate with the result and report; the same command again resumes."""
+    settings, out = prepare(preset, config, out)
+    potential, initial, learned = trained(settings, out)
+    before = validate(settings, potential, initial, out / "before", fraction=0.25)
+    after = validate(settings, potential, learned, out / "validation")
+    metrics = compare(settings, learned, before, after)
+    history = read_metrics(out / "training" / "metrics.jsonl")
+    write_results(out / "results.json", metrics, settings=settings.model_dump(mode="json"))
+    figures.write_page(out, settings, (initial, learned), (before, after), metrics, history)
+    for name, metric in metrics.items():
+        typer.echo(f"{name:24s} {metric.value:12.5g} ± {metric.error or 0.0:.2g} {metric.unit}")
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def trained(settings: water.WaterConfig, out: Path) -> tuple[Potential, Any, Any]:
+    """The potential with its initial and learned parameters."""
+    potential = water.build_potential(settings.model)
+    initial = potential.init(jax.random.key(settings.seed))
+    if not (out / "model").exists():
+        learned = learn(settings, potential, initial, out)
+        save_model(out / "model", potential, learned, training=settings.model_dump(mode="json"))
+    potential, learned = load_model(out / "model")
+    return potential, initial, learned
+
+
+def prepare(preset: str, config: Path | None, out: Path | None) -> tuple[water.WaterConfig, Path]:
+    """Checked settings, and an output directory that belongs to them."""
+    presets = sorted(path.stem for path in (HERE / "config").glob("*.yaml"))
+    if config is None and preset not in presets:
+        raise typer.BadParameter(
+            f"no preset {preset!r}{suggest(preset, presets)}; there are {presets}"
+        )
+    try:
+        settings = load_config(water.WaterConfig, config or HERE / "config" / f"{preset}.yaml")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    name = config.stem if config is not None else preset
+    out = out or Path("runs") / f"water-{name}"
+    out.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    record = out / "config.yaml"
+    if record.exists() and record.read_text() != text:
+        raise typer.BadParameter(
+            f"{out} holds a run with other settings ({record}); give another --out"
+        )
+    atomic_write_text(record, text)
+    return settings, out
+
+
+def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: Path) -> Any:
+    """DiffTRe; the mean of the last iterates."""
+    run, kT = settings.training, settings.kT
+    key = jax.random.key(settings.seed)
+    sampler = dynamics_sampler(
+        simulation(settings, run, potential),
+        water.start_system(settings, settings.seed),
+        StatePoint(kT, units.BAR),
+        n_equilibration=run.steps(run.equilibration_ps),
+        n_production=run.steps(run.production_ps),
+        key=key,
+    )
+    measured = StatePointData(
+        name="ambient", sampler=sampler, targets=water.targets(settings, potential)
+    )
+    algorithm = difftre(
+        potential.energy,
+        potential.cutoff,
+        [measured],
+        water.update_rule(run),
+        penalty=water.smoothness(settings),
+    )
+    state = train(
+        tail_average(algorithm, run.average_last),
+        params,
+        run.n_updates,
+        directory=out / "training",
+        description="learning water",
+        show="loss",
+    )
+    return averaged_params(state)
+
+
+def simulation(
+    settings: water.WaterConfig, run: water.RunConfig, potential: Potential, **options: Any
+) -> Simulation:
+    thermostat = langevin(
+        run.timestep_fs * units.FEMTOSECOND,
+        run.friction_per_ps / units.PICOSECOND,
+        settings.kT,
+    )
+    return Simulation(
+        potential.energy,
+        thermostat,
+        cutoff=potential.cutoff,
+        skin=run.skin,
+        every=run.every,
+        chunk_frames=100,
+        **options,
+    )
+
+
+def validate(
+    settings: water.WaterConfig,
+    potential: Potential,
+    params: Any,
+    directory: Path,
+    *,
+    fraction: float = 1.0,
+) -> Validation:
+    """A run from another start structure and seed, with error bars."""
+    run, kT = settings.validation, settings.kT
+    pressure = observables.pressure(potential.energy, cutoff=potential.cutoff, kT=kT)
+
+    def observe(params: Any, system: Any, graph: Any, momenta: Any) -> dict[str, jax.Array]:
+        return {"pressure": pressure.per_frame(params, system, graph, momenta)}
+
+    dynamics = simulation(settings, run, potential, observe=observe)
+    seed = settings.seed + 1
+    state = dynamics.start(jax.random.key(seed), params, water.start_system(settings, seed))
+    skipped = run.steps(run.equilibration_ps)
+    total = skipped + run.steps(run.production_ps * fraction)
+    _, trajectory = dynamics.run(params, state, total, directory=directory)
+    return analyse(after_equilibration(trajectory, skipped // run.every), params, pressure)
+
+
+def after_equilibration(trajectory: Trajectory, n_skipped: int) -> Trajectory:
+    systems = trajectory.systems
+    assert trajectory.time is not None
+    return trajectory._replace(
+        systems=systems._replace(
+            positions=systems.positions[n_skipped:], cell=systems.cell[n_skipped:]
+        ),
+        quantities=jax.tree.map(lambda q: q[n_skipped:], trajectory.quantities),
+        time=trajectory.time[n_skipped:],
+    )
+
+
+def analyse(trajectory: Trajectory, params: Any, pressure: Any) -> Validation:
+    shapes = [*water.structure(), observables.tetrahedral_order(r_max=6.0, name="tetrahedral")]
+    found = evaluate_frames(shapes, params, trajectory)
+    averages = {shape.name: shape.estimate(found[shape.name]) for shape in shapes}
+    averages["pressure"] = pressure(trajectory)
+    diffusion, info = diffusion_coefficient(
+        trajectory, fit=(2.0 * units.PICOSECOND, 10.0 * units.PICOSECOND)
+    )
+    return Validation(
+        {name: np.asarray(value) for name, (value, _) in averages.items()},
+        {name: np.asarray(information.error) for name, (_, information) in averages.items()},
+        (float(diffusion) / SQUARE_METRE_PER_SECOND, float(info.error) / SQUARE_METRE_PER_SECOND),
+        np.asarray(trajectory.quantities["pressure"]) / units.BAR,
+    )
+
+
+def compare(
+    settings: water.WaterConfig, learned: Any, before: Validation, after: Validation
+) -> dict[str, Metric]:
+    """Figures of merit against experiment."""
+    metrics = {}
+    for name, label in (("rdf", "O-O g(r)"), ("adf", "O-O-O angles")):
+        for tag, run in (("", after), ("_initial", before)):
+            value, error = mean_square_error(run, name)
+            metrics[f"{name}_mse{tag}"] = Metric(value, "", error, 0.0, f"{SOPER}: {label}")
+    for tag, run in (("", after), ("_initial", before)):
+        metrics[f"pressure_bar{tag}"] = Metric(
+            float(run.values["pressure"]) / units.BAR,
+            "bar",
+            float(run.errors["pressure"]) / units.BAR,
+            1.0,
+            "ambient pressure",
+        )
+    metrics["tetrahedral_order"] = Metric(
+        float(after.values["tetrahedral"]), "", float(after.errors["tetrahedral"]), 0.576, SOPER
+    )
+    metrics["diffusion"] = Metric(
+        after.diffusion[0],
+        "m²/s",
+        after.diffusion[1],
+        2.299e-9,
+        "Mills, J. Phys. Chem. 77, 685 (1973), 298 K; coarse-graining speeds dynamics up",
+    )
+    r = np.linspace(2.0, 2.4, 41)
+    force = -np.diff(water.pair_energy(settings.model, learned, r)) / np.diff(r)
+    metrics["pair_force_min_below_2p4_A"] = Metric(
+        float(force.min()), "eV/Å", source="repulsive if positive"
+    )
+    return metrics
+
+
+def mean_square_error(run: Validation, name: str) -> tuple[float, float]:
+    """Mean square deviation from the measurement, and its standard error.
+
+    The error propagates those of the bins as if bins were independent.
+    """
+    deviation = run.values[name] - water.measured()[name]
+    error = 2.0 * np.sqrt(np.sum((deviation * run.errors[name]) ** 2)) / deviation.size
+    return float(np.mean(deviation**2)), float(error)
+
+
+if __name__ == "__main__":
+    app()
