@@ -102,3 +102,13 @@ def test_continuous_integration_runs_the_command_of_the_readme():
     commands = re.findall(r"^python3 -m venv .*$", readme, re.MULTILINE)
     assert len(commands) == 2
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_links_between_documents_lead_somewhere():
+    missing = []
+    for path in tracked():
+        if path.suffix == ".md":
+            for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text()):
+                if not (path.parent / target).exists():
+                    missing.append(f"{path.relative_to(ROOT)}: {target}")
+    assert missing == []
