@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mosaicmd.kernel.candidates import ROUNDING, Periodic, Triple, cell_reach
+from mosaicmd.kernel.candidates import ROUNDING, Periodic, Triple
+from mosaicmd.kernel.cell_list import cell_reach
 
 CELL_ROOM = 1.05
 """Cells are planned this much higher than the range, so that a box may shrink a little."""

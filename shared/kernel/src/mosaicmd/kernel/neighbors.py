@@ -16,14 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaicmd.kernel.candidates import (
-    Candidates,
-    Periodic,
-    Triple,
-    inverse,
-    search_all_pairs,
-    search_cells,
-)
+from mosaicmd.kernel.all_pairs import search_all_pairs
+from mosaicmd.kernel.candidates import Candidates, Periodic, Triple, inverse
+from mosaicmd.kernel.cell_list import search_cells
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.neighbor_plan import (
     Frames,
@@ -103,7 +98,7 @@ class NeighborList:
         if _is_batch(system):
             return jax.vmap(self.build, in_axes=(_batch_axes(system),))(system)
         found = self._search(system)
-        rows = neighbor_rows(found, self.row_length)
+        rows, longest_row = neighbor_rows(found, self.row_length)
         n_atoms = system.n_atoms
         own = jnp.arange(n_atoms, dtype=jnp.int32)[:, None]
         other_directions = jnp.any(system.pbc != jnp.array(self.pbc))
@@ -112,11 +107,11 @@ class NeighborList:
             receivers=jnp.broadcast_to(own, (n_atoms, self.row_length)).reshape(-1),
             shifts=rows.shifts.reshape(-1, 3),
             mask=rows.mask.reshape(-1),
-            overflow=found.missing | (rows.longest > self.row_length) | other_directions,
+            overflow=found.missing | (longest_row > self.row_length) | other_directions,
             reverse=rows.reverse.reshape(-1),
             row_length=self.row_length,
         )
-        return Neighbors(graph, system.positions, system.cell, system.mask, rows.longest)
+        return Neighbors(graph, system.positions, system.cell, system.mask, longest_row)
 
     def update(self, neighbors: Neighbors, system: System) -> Neighbors:
         """The list for the present positions: call it before every use.
@@ -224,18 +219,19 @@ def grow(
         headroom: sizes relative to what is needed, more than 1.
 
     Raises:
-        ValueError: for positions or cells that are not finite, for ``headroom`` of 1 or less,
+        ValueError: for a cell or a system that is not finite, for ``headroom`` of 1 or less,
             or if the neighbors overflowed because the periodic directions are not the plan's.
     """
     if not headroom > 1.0:
         raise ValueError(f"`headroom` must exceed 1, got {headroom!r}")
     if isinstance(overflowed, Neighbors):
-        pbc, needed = np.array(plan.pbc), int(np.max(np.asarray(overflowed.longest_row)))
+        finite = np.isfinite(np.asarray(overflowed.positions)).all(axis=-1)
+        mask, pbc = np.asarray(overflowed.mask) & finite, np.array(plan.pbc)
+        frames = frames_of(overflowed.positions, overflowed.cell, mask, pbc)
+        needed = int(np.max(np.asarray(overflowed.longest_row)))
     else:
-        pbc, needed = overflowed.pbc, plan.row_length
-    frames = frames_of(overflowed.positions, overflowed.cell, overflowed.mask, pbc)
-    if isinstance(overflowed, System):
-        needed = max(needed, count_longest_row(frames, plan.radius))
+        frames = frames_of(overflowed.positions, overflowed.cell, overflowed.mask, overflowed.pbc)
+        needed = max(plan.row_length, count_longest_row(frames, plan.radius))
     search = Search(plan.images, plan.grid, plan.cell_capacity)
     if frames.pbc != plan.pbc or not covers(search, frames, plan.radius):
         search = plan_search(frames, plan.radius, headroom=headroom, room=_ROOM_AFTER_OVERFLOW)
@@ -243,20 +239,24 @@ def grow(
     rows = plan.row_length
     if needed > rows or isinstance(overflowed, System):
         rows = max(rows, _row_length(frames, search, headroom * needed))
-    larger = dataclasses.replace(
-        plan,
-        row_length=rows,
-        pbc=frames.pbc,
-        images=search.images,
-        grid=search.grid,
-        cell_capacity=search.cell_capacity,
-    )
-    if larger == plan and isinstance(overflowed, Neighbors) and _any(overflowed.graph.overflow):
+    larger = _with_search(dataclasses.replace(plan, row_length=rows, pbc=frames.pbc), search)
+    if larger != plan or isinstance(overflowed, System) or not _any(overflowed.graph.overflow):
+        return larger
+    # By the numbers it fits: either a hair is missing, or the plan is for something else.
+    search = plan_search(frames, plan.radius, headroom=headroom, room=_ROOM_AFTER_OVERFLOW)
+    larger = _with_search(plan, search)
+    if larger == plan:
         raise ValueError(
             f"the neighbors fit their plan but were built for a system whose `pbc` is not "
             f"{plan.pbc}; plan anew with `neighbor_list(system, ...)`"
         )
     return larger
+
+
+def _with_search(plan: NeighborList, search: Search) -> NeighborList:
+    return dataclasses.replace(
+        plan, images=search.images, grid=search.grid, cell_capacity=search.cell_capacity
+    )
 
 
 def _any(flags: Array) -> bool:
