@@ -96,7 +96,7 @@ def types(session: nox.Session) -> None:
 for name in MEMBERS:
 
     @nox.session(name=f"tests({name})")
-    def tests_of(session: nox.Session, member: str = name) -> None:
+    def member_tests(session: nox.Session, member: str = name) -> None:
         """Test one member beside nothing but what it declares."""
         session.install(*from_tree(f"mosaicmd-{member}[test]"))
         session.run("pytest", str(MEMBERS[member] / "tests"), *session.posargs)

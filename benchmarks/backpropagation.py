@@ -41,9 +41,11 @@ N_BEADS, EDGE = 901, 30.0
 
 def model():
     return sum_potentials(
-        soft_repulsion(SoftRepulsionConfig(epsilon="1 kJ_mol", sigma=3.165, cutoff=6.0)),
+        soft_repulsion(SoftRepulsionConfig(epsilon=units.KJ_PER_MOL, sigma=3.165, cutoff=6.0)),
         pair_spline(PairSplineConfig(cutoff=6.0, r_min=2.0)),
-        three_body(ThreeBodyConfig(cutoff=4.31, decay_length=2.871, strength="300 kJ_mol")),
+        three_body(
+            ThreeBodyConfig(cutoff=4.31, decay_length=2.871, strength=300.0 * units.KJ_PER_MOL)
+        ),
     )
 
 
@@ -87,7 +89,7 @@ def through_dynamics(energy_fn, plan, n_steps, checkpointed):
             _, values = jax.lax.scan(outer, (md, neighbors), indices)
         return jnp.sum(values) / (n_steps - n_steps // 2)
 
-    return jax.jit(jax.grad(mean, allow_int=True))
+    return jax.jit(jax.grad(mean))
 
 
 def measure(function, *arguments):
@@ -135,7 +137,9 @@ def main():
         def mean(params, samples, graphs):
             return reweighting.predict(params, samples, graphs).values["coordination"]
 
-        rows = [("DiffTRe", simulated, measure(jax.jit(jax.grad(mean)), params, samples, graphs))]
+        rows: list[tuple] = [
+            ("DiffTRe", simulated, measure(jax.jit(jax.grad(mean)), params, samples, graphs))
+        ]
         for name, checkpointed in (("backpropagation", False), ("checkpointed", True)):
             if checkpointed or n_steps <= PLAIN_LIMIT:
                 function = through_dynamics(potential.energy, plan, n_steps, checkpointed)

@@ -128,11 +128,11 @@ def structure() -> tuple[Observable, Observable]:
 
 def measured() -> dict[str, np.ndarray]:
     """The measured curves on those bins."""
-    rdf, adf = structure()
-    pdf = load_measurement("water_ooo_adf").at(adf.axis)
+    r, theta = (np.asarray(observable.axis) for observable in structure())
+    pdf = load_measurement("water_ooo_adf").at(theta)
     return {
-        "rdf": load_measurement("water_oo_rdf").at(rdf.axis),
-        "adf": pdf / (pdf.sum() * (adf.axis[1] - adf.axis[0])),
+        "rdf": load_measurement("water_oo_rdf").at(r),
+        "adf": pdf / (pdf.sum() * (theta[1] - theta[0])),
     }
 
 

@@ -130,7 +130,7 @@ def test_evaluated_frames_equal_single_ones_whatever_the_list():
     observables = [
         rdf(r_max=5.0, n_bins=10),
         rdf(r_max=5.0, n_bins=10, pairs="all", name="rdf_all"),
-        adf(r_max=3.5, n_bins=8, max_neighbors=30),
+        adf(r_max=3.0, n_bins=8, max_neighbors=48),
         temperature(),
         density(),
     ]

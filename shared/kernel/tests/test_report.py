@@ -28,7 +28,7 @@ def test_results_hold_every_part_of_a_metric(tmp_path):
 
 @pytest.mark.parametrize("broken", [Metric(float("nan"), "bar"), Metric(1.0, "", float("inf"))])
 def test_a_metric_that_is_not_finite_is_named(broken, tmp_path):
-    with pytest.raises(ValueError, match="of metric `loss` is (nan|inf)"):
+    with pytest.raises(ValueError, match=r"of metric `loss` is (nan|inf)"):
         write_results(tmp_path / "results.json", {"loss": broken})
     assert not list(tmp_path.iterdir())
 

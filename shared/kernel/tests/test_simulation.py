@@ -20,14 +20,9 @@ from mosaicmd.kernel.files import DiskFullError
 from mosaicmd.kernel.graphs import edge_vectors, host_graph, sum_edges
 from mosaicmd.kernel.integrators import langevin, maxwell_boltzmann, nose_hoover, nve
 from mosaicmd.kernel.momenta import kinetic_energy
-from mosaicmd.kernel.observables import density, pressure_tensor
+from mosaicmd.kernel.observables import density, pressure, pressure_tensor
 from mosaicmd.kernel.potentials import evaluate
-from mosaicmd.kernel.simulation import (
-    Simulation,
-    SimulationError,
-    pressure_observer,
-    split_replicas,
-)
+from mosaicmd.kernel.simulation import Simulation, SimulationError, split_replicas
 from mosaicmd.kernel.systems import make_system, pad_system, stack_systems, to_ase, volume
 from mosaicmd.kernel.units import FEMTOSECOND, KELVIN, PICOSECOND
 
@@ -47,6 +42,10 @@ def lennard_jones(params, system, graph):
 
 def no_energy(params, system, graph):
     return jnp.zeros(system.n_atoms, system.positions.dtype) * system.positions[:, 0]
+
+
+def pressures(energy_fn, cutoff=CUTOFF):
+    return [pressure_tensor(energy_fn, cutoff=cutoff), pressure(energy_fn, cutoff=cutoff)]
 
 
 def crystal(n=2, spacing=5.9, seed=0, dtype=None):
@@ -145,7 +144,7 @@ def test_ideal_gas_pressure():
         every=10,
         chunk_frames=500,
         min_distance=0.0,
-        observe=pressure_observer(no_energy),
+        observe=pressures(no_energy, 2.0),
     )
     state = simulation.start(jax.random.key(4), None, system)
     _, trajectory = simulation.run(None, state, 5000)
@@ -157,12 +156,14 @@ def test_ideal_gas_pressure():
         assert abs(z_score(entry, expected if i == j else 0.0)) < 4.0
 
 
-def test_pressure_observer_is_the_derivative_in_the_volume():
+def test_pressure_is_the_derivative_in_the_volume():
     """p = 2 K / 3 V - dE/dV, by a central difference of the cell."""
     system = crystal(n=3)
     momenta = maxwell_boltzmann(jax.random.key(5), system, KT)
     graph = host_graph(system, CUTOFF + 0.5)
-    observed = pressure_observer(lennard_jones)(ARGON, system, graph, momenta)
+    tensor, mean = (
+        one.per_frame(ARGON, system, graph, momenta) for one in pressures(lennard_jones)
+    )
 
     def energy(factor):
         scaled = system._replace(
@@ -172,8 +173,8 @@ def test_pressure_observer_is_the_derivative_in_the_volume():
 
     slope = (energy(1.0 + 1e-6) - energy(1.0 - 1e-6)) / (2e-6 * volume(system))
     expected = 2.0 * kinetic_energy(system, momenta) / (3.0 * volume(system)) - slope
-    np.testing.assert_allclose(observed["pressure"], expected, rtol=1e-6)
-    np.testing.assert_allclose(jnp.trace(observed["pressure_tensor"]) / 3.0, observed["pressure"])
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)
+    np.testing.assert_allclose(jnp.trace(tensor) / 3.0, mean)
 
 
 # --- programs
@@ -192,7 +193,7 @@ def test_new_parameters_positions_keys_and_lengths_compile_nothing():
         cutoff=CUTOFF,
         every=5,
         chunk_frames=4,
-        observe=pressure_observer(counted),
+        observe=pressures(counted),
     )
     state = simulation.start(jax.random.key(0), ARGON, crystal())
     state, first = simulation.run(ARGON, state, 40)
@@ -236,7 +237,7 @@ def test_replicas_are_independent_runs():
             for i, factor in enumerate((0.1, 1.0, 4.0))
         ]
     )
-    simulation = argon(nve(TIMESTEP), observe=pressure_observer(lennard_jones))
+    simulation = argon(nve(TIMESTEP), observe=pressures(lennard_jones))
     state = simulation.start(jax.random.key(0), ARGON, systems, momenta=momenta)
     state, together = simulation.run(ARGON, state, 100)
     assert together.systems.positions.shape == (20, 3, 32, 3)
@@ -327,7 +328,7 @@ def test_forces_that_no_time_step_survives_are_named():
         ({"every": 0}, "`every`"),
         ({"chunk_frames": 2.5}, "`chunk_frames`"),
         ({"max_temperature_kelvin": 0.0}, "`max_temperature_kelvin`"),
-        ({"observe": [pressure_tensor(lennard_jones, cutoff=9.0)]}, "raise `cutoff`"),
+        ({"observe": [pressure_tensor(lennard_jones, cutoff=9.0)]}, "raise the cutoff"),
     ],
 )
 def test_bad_settings_are_named(change, message):
@@ -426,13 +427,13 @@ def test_a_temperature_explosion_stops_the_run():
 
 
 def test_a_run_in_a_directory_is_the_same_and_can_be_extended(tmp_path):
-    simulation = argon(observe=pressure_observer(lennard_jones))
+    simulation = argon(observe=pressures(lennard_jones))
     state = simulation.start(jax.random.key(0), ARGON, crystal(), replicas=2)
     plain = simulation.run(ARGON, state, 120)
     simulation.run(ARGON, state, 60, directory=tmp_path)
     assert_same(simulation.run(ARGON, state, 120, directory=tmp_path), plain)
     assert_same(
-        argon(observe=pressure_observer(lennard_jones)).run(ARGON, state, 120, directory=tmp_path),
+        argon(observe=pressures(lennard_jones)).run(ARGON, state, 120, directory=tmp_path),
         plain,
     )
     with pytest.raises(ValueError, match="at step 120 already"):

@@ -148,7 +148,7 @@ class Reweighting:
         moving = self.moving if observe else ()
 
         @jax.checkpoint
-        def one(system: System, graph: Graph | None) -> tuple[Array, dict[str, Array]]:
+        def one(system: System, graph: Any) -> tuple[Array, dict[str, Array]]:
             values = {o.name: o.per_frame(params, system, graph, None) for o in moving}
             return total_energy(self.energy_fn, params, system, graph), values
 
@@ -185,7 +185,7 @@ class Reweighting:
     def _linearise(self, params: Params, samples: Samples, graphs: Graph | None) -> Linearised:
         flat, unravel = ravel_pytree(params)
 
-        def energy(flat: Array, system: System, graph: Graph | None) -> Array:
+        def energy(flat: Array, system: System, graph: Any) -> Array:
             return total_energy(self.energy_fn, unravel(flat), system, graph)
 
         def observe(flat: Array, system: System, graph: Graph | None) -> dict[str, Array]:

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.integrators import Integrator, MDState
 from mosaicmd.kernel.momenta import degrees_of_freedom, kinetic_energy
-from mosaicmd.kernel.observers import Observe
 from mosaicmd.kernel.potentials import EnergyFn, Params, evaluate
 from mosaicmd.kernel.systems import System
 from mosaicmd.kernel.units import KELVIN
 
 Array = jax.Array
+Observe = Callable[[Params, System, Graph, Array], dict[str, Array]]
+"""``(params, system, graph, momenta) -> {name: value}`` of one frame of one system."""
 
 
 class Chunk(NamedTuple):

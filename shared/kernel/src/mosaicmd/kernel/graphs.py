@@ -90,9 +90,7 @@ def gather_receivers(values: Array, graph: Graph) -> Array:
     """Per-atom ``values`` at the receiver of every edge, ``[n_atoms, ...] -> [n_edges, ...]``."""
     if graph.row_length is None:
         return values.at[graph.receivers].get(indices_are_sorted=True, mode="promise_in_bounds")
-    rows = jnp.broadcast_to(
-        values[:, None], (values.shape[0], graph.row_length, *values.shape[1:])
-    )
+    rows = jnp.broadcast_to(values[:, None], (values.shape[0], graph.row_length, *values.shape[1:]))
     return rows.reshape(-1, *values.shape[1:])
 
 
@@ -191,12 +189,12 @@ def _gather_senders(
     return values.at[senders].get(mode="promise_in_bounds")
 
 
-def _gather_senders_forward(values, senders, receivers, reverse, row_length):  # noqa: ANN001
+def _gather_senders_forward(values, senders, receivers, reverse, row_length):
     gathered = _gather_senders(values, senders, receivers, reverse, row_length)
     return gathered, (receivers, reverse, values.shape[0])
 
 
-def _gather_senders_backward(row_length, residual, cotangent):  # noqa: ANN001
+def _gather_senders_backward(row_length, residual, cotangent):
     """Who sends along an edge receives along its reverse: swap, then sum per receiver."""
     receivers, reverse, n_atoms = residual
     swapped = _swap(cotangent, reverse)

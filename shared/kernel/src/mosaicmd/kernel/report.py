@@ -36,9 +36,7 @@ class Section(NamedTuple):
     metrics: Mapping[str, Metric] | None = None
 
 
-def write_results(
-    path: str | os.PathLike[str], metrics: Mapping[str, Metric], **more: Any
-) -> Path:
+def write_results(path: str | os.PathLike[str], metrics: Mapping[str, Metric], **more: Any) -> Path:
     """Write ``{"metrics": {name: {value, error, unit, reference, source}}, ...}`` atomically.
 
     Args:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaicmd.kernel._chunk import Chunk, forces, make_chunk
+from mosaicmd.kernel._chunk import Chunk, Observe, forces, make_chunk
 from mosaicmd.kernel._contacts import check_contacts
 from mosaicmd.kernel._explosions import (
     SimulationError,
@@ -26,17 +26,15 @@ from mosaicmd.kernel._run_progress import run_progress
 from mosaicmd.kernel.integrators import Integrator, MDState, maxwell_boltzmann
 from mosaicmd.kernel.neighbors import NeighborList, Neighbors, grow, neighbor_list
 from mosaicmd.kernel.observables import Observable
-from mosaicmd.kernel.observers import Observe, observe_all, pressure_observer
+from mosaicmd.kernel.observables import observe as observe_together
 from mosaicmd.kernel.potentials import EnergyFn, Params
 from mosaicmd.kernel.systems import System
 from mosaicmd.kernel.trajectory import StatePoint, Trajectory
 
 __all__ = [
-    "Observe",
     "RunState",
     "Simulation",
     "SimulationError",
-    "pressure_observer",
     "split_replicas",
 ]
 
@@ -127,7 +125,7 @@ class Simulation:
         self._chunk = make_chunk(
             energy_fn,
             integrator,
-            observe_all(observe, self.cutoff),
+            _observe_function(observe, self.cutoff),
             every=self.every,
             capacity=self.chunk_frames,
             store_momenta=store_momenta,
@@ -421,6 +419,17 @@ def split_replicas(trajectory: Trajectory) -> list[Trajectory]:
         )
 
     return [one(index) for index in range(len(kT))]
+
+
+def _observe_function(
+    observe: Observe | Observable | Sequence[Observable] | None, cutoff: float
+) -> Observe | None:
+    """One function for whatever was asked to be observed."""
+    if isinstance(observe, Observable):
+        observe = [observe]
+    if observe is None or not isinstance(observe, Sequence):
+        return observe
+    return observe_together(observe, cutoff=cutoff)
 
 
 def _replicated(system: System, replicas: int | None) -> tuple[System, int | None]:

@@ -55,7 +55,7 @@ def make_system(
     *,
     cell: np.ndarray | Array | float | None = None,
     masses: np.ndarray | Array | float | None = None,
-    pbc: bool | Sequence[bool] | None = None,
+    pbc: bool | Sequence[bool] | np.ndarray | None = None,
     charges: np.ndarray | Array | None = None,
     total_charge: float | None = None,
     dtype: jax.typing.DTypeLike | None = None,
@@ -229,9 +229,10 @@ def cell_heights(cell: Array) -> Array:
 def wrap(system: System) -> System:
     """The system with every atom moved into the cell along its periodic directions."""
     cell = _invertible(system)
-    fractional = system.positions @ jnp.linalg.inv(cell)
-    images = jnp.where(system.pbc, jnp.floor(fractional), 0.0)
-    return system._replace(positions=system.positions - images @ cell)
+    fractional = jnp.matmul(system.positions, jnp.linalg.inv(cell), precision="highest")
+    images = jnp.where(system.pbc[None], jnp.floor(fractional), 0.0)
+    shifts = jnp.matmul(images, cell, precision="highest")
+    return system._replace(positions=system.positions - shifts)
 
 
 def strained(system: System, strain: Array) -> System:
@@ -242,7 +243,8 @@ def strained(system: System, strain: Array) -> System:
     """
     deformation = jnp.eye(3, dtype=strain.dtype) + 0.5 * (strain + strain.T)
     return system._replace(
-        positions=system.positions @ deformation, cell=system.cell @ deformation
+        positions=jnp.matmul(system.positions, deformation, precision="highest"),
+        cell=jnp.matmul(system.cell, deformation, precision="highest"),
     )
 
 

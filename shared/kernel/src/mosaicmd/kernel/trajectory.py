@@ -83,8 +83,7 @@ def concatenate(trajectories: list[Trajectory]) -> Trajectory:
         raise ValueError("`concatenate` needs at least one trajectory")
     first = trajectories[0]
     pieces = [
-        (t.systems.positions, t.systems.cell, t.quantities, t.momenta, t.time)
-        for t in trajectories
+        (t.systems.positions, t.systems.cell, t.quantities, t.momenta, t.time) for t in trajectories
     ]
     positions, cell, quantities, momenta, time = jax.tree.map(
         lambda *leaves: jnp.concatenate(leaves), *pieces

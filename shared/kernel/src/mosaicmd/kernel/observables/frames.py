@@ -76,7 +76,7 @@ def evaluate_frames(
         By name, shape ``[n_frames, ...]``.
 
     Raises:
-        ValueError: if two observables share a name.
+        ValueError: if two observables share a name, or a value is not finite.
     """
     group = _distinct(observables)
     by_cutoff: dict[float | None, tuple[Observable, ...]] = {}
@@ -96,6 +96,8 @@ def evaluate_frames(
             plan = grow(plan, _selected(trajectory, np.flatnonzero(overflow)))
             values, overflow = _evaluate(members, plan, params, frames)
         found |= values
+    for name, values in found.items():
+        _require_finite(name, np.asarray(values))
     return {observable.name: found[observable.name] for observable in group}
 
 
@@ -117,6 +119,17 @@ def _evaluate(
         return {o.name: o.per_frame(params, system, graph, momenta) for o in group}, overflow
 
     return map_frames(one, frames, frames.momenta)
+
+
+def _require_finite(name: str, values: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"observable {name!r} is not finite in frame {bad[0]} ({len(bad)} of {len(values)} "
+            "frames): its radius exceeds half the cell with `pairs='all'`, an atom has more "
+            "neighbors within it than `max_neighbors`, or the system is not periodic; reduce "
+            "`r_max`, raise `max_neighbors`, or use `pairs='neighbors'`"
+        )
 
 
 def _distinct(observables: Sequence[Observable]) -> tuple[Observable, ...]:
