@@ -27,6 +27,7 @@ for folder in sorted(PYENV.glob("versions/3.1[1-9].*/bin")):  # where pyenv keep
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "mosaicmd" / "jax"))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else XLA lists CPU features per cached program
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 MEMBERS = {
