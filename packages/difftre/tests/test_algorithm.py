@@ -9,7 +9,7 @@ from difftre_ensembles import KT, harmonic_energy, harmonic_sampler, mean_square
 
 from mosaicmd.difftre import StatePointData, Target, difftre, first_order, gauss_newton
 from mosaicmd.kernel.metrics import read_metrics
-from mosaicmd.kernel.simulation import SimulationError
+from mosaicmd.kernel.simulation import ContactError, SimulationError
 from mosaicmd.kernel.training import averaged_params, tail_average, train
 
 
@@ -91,14 +91,15 @@ def test_state_points_are_checked():
         difftre(harmonic_energy, None, [harmonic_point(), harmonic_point()], gauss_newton())
 
 
-def test_a_step_too_long_for_the_dynamics_is_taken_back_halfway():
+@pytest.mark.parametrize("how", ["on the way", "at the start"])
+def test_a_step_too_long_for_the_dynamics_is_taken_back_halfway(how):
     """The sampler breaks above k = 2.6; steps end below it, and the retreats are counted."""
     point = harmonic_point(goal=2.5)
     draw = point.sampler.sample
 
     def fragile(params, state):
         if params["k"] > 2.6:
-            raise broken_run()
+            raise broken_run() if how == "on the way" else ContactError("the force on atom 0")
         return draw(params, state)
 
     sampler = point.sampler._replace(sample=fragile)

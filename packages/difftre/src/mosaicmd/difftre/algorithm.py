@@ -15,7 +15,7 @@ from mosaicmd.difftre.sampling import Sampler, blank_frames
 from mosaicmd.difftre.targets import Target
 from mosaicmd.difftre.updates import Penalty, Problem, Update
 from mosaicmd.kernel.potentials import EnergyFn
-from mosaicmd.kernel.simulation import SimulationError
+from mosaicmd.kernel.simulation import ContactError, SimulationError
 from mosaicmd.kernel.training import Algorithm
 
 Array = jax.Array
@@ -148,7 +148,7 @@ def _sampled(
     for retreats in range(_MAX_RETREATS + 1):
         try:
             return _resampled(state, state_points, reweightings, reuse_fraction), retreats
-        except SimulationError:
+        except (SimulationError, ContactError):
             first = any(float(samples.n_eff) == 0.0 for samples in state.samples)
             if first or retreats == _MAX_RETREATS:
                 raise

@@ -11,8 +11,12 @@ LARGEST_JUMP = 1.0
 """The displacement by forces alone in one step that no start may have, Å."""
 
 
+class ContactError(ValueError):
+    """A structure that a run cannot start from."""
+
+
 def check_contacts(md: MDState, graph: Graph, timestep: float, min_distance: float) -> None:
-    """Raise a ``ValueError`` that names two atoms too close to begin with.
+    """Raise a `ContactError` that names two atoms too close to begin with.
 
     Atoms overlap if they are closer than ``min_distance`` (Å), or if a force is not finite
     or would move its atom by more than :data:`LARGEST_JUMP` within one step.
@@ -57,7 +61,7 @@ def _check_one(
         )
 
     if len(distances) and distances.min() < min_distance:
-        raise ValueError(
+        raise ContactError(
             f"{pair(int(distances.argmin()))} (allowed: {min_distance:g} Å), so the run cannot "
             "start; move one of them, check unit and cell, or lower `min_distance`"
         )
@@ -73,7 +77,7 @@ def _check_one(
         if len(own) and np.isfinite(own.min())
         else f"atom {atom}{where} has no neighbor"
     )
-    raise ValueError(
+    raise ContactError(
         f"the force on atom {atom}{where} is {sizes[atom]:.3g} eV/Å at an energy of "
         f"{float(energy):.6g} eV, so the run cannot start; {nearest}: relax the structure first, "
         "look for overlapping atoms, or check the parameters"

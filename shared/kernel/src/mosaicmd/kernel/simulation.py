@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaicmd.kernel._chunk import Chunk, Observe, forces, make_chunk
-from mosaicmd.kernel._contacts import check_contacts
+from mosaicmd.kernel._contacts import ContactError, check_contacts
 from mosaicmd.kernel._explosions import (
     SimulationError,
     bath_temperature,
@@ -32,6 +32,7 @@ from mosaicmd.kernel.systems import System
 from mosaicmd.kernel.trajectory import StatePoint, Trajectory
 
 __all__ = [
+    "ContactError",
     "RunState",
     "Simulation",
     "SimulationError",
@@ -157,8 +158,8 @@ class Simulation:
             replicas: number of copies with their own momenta and noise.
 
         Raises:
-            ValueError: for shapes that do not fit, a missing temperature, or atoms that
-                overlap.
+            ValueError: for shapes that do not fit or a missing temperature.
+            ContactError: for atoms that overlap, or forces that no time step survives.
         """
         system, count = _replicated(system, replicas)
         kT = self.integrator.kT if kT is None else kT
