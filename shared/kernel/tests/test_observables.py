@@ -168,3 +168,12 @@ def test_observing_farther_than_the_run_is_named():
 def test_equal_names_are_refused():
     with pytest.raises(ValueError, match=r"share the names \['rdf'\]"):
         evaluate_frames([rdf(r_max=5.0, n_bins=10)] * 2, None, frames(np.zeros((1, 2, 3))))
+
+
+def test_a_radius_beyond_half_the_cell_is_an_error_that_names_the_remedy():
+    positions = np.random.default_rng(7).uniform(0.0, 12.0, (3, 40, 3))
+    wide = rdf(r_max=6.5, n_bins=10, pairs="all")
+    with pytest.raises(ValueError, match=r"'rdf' is not finite in frame 0 .*reduce `r_max`"):
+        evaluate_frames([wide], None, frames(positions))
+    within = evaluate_frames([rdf(r_max=6.5, n_bins=10)], None, frames(positions))
+    assert np.isfinite(within["rdf"]).all()
