@@ -66,10 +66,10 @@ def test_output_is_complete(undisturbed):
 
 
 def test_learning_lowers_the_pressure_of_the_repulsive_start(undisturbed):
-    """Two steps already take several kbar of the 28 kbar away; the error bars are 0.1 kbar."""
+    """Two steps take several kbar of the 18 kbar away; error bars are a tenth of a kbar."""
     metrics = json.loads((undisturbed / "results.json").read_text())["metrics"]
     before, after = metrics["pressure_bar_initial"], metrics["pressure_bar"]
-    assert before["value"] > 20_000.0
+    assert before["value"] > 10_000.0
     assert before["value"] - after["value"] > 1_000.0 + 4.0 * (before["error"] + after["error"])
 
 

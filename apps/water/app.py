@@ -201,9 +201,10 @@ def analyse(trajectory: Trajectory, params: Any, pressure: Any) -> Validation:
     found = evaluate_frames(shapes, params, trajectory)
     averages = {shape.name: shape.estimate(found[shape.name]) for shape in shapes}
     averages["pressure"] = pressure(trajectory)
-    diffusion, info = diffusion_coefficient(
-        trajectory, fit=(2.0 * units.PICOSECOND, 10.0 * units.PICOSECOND)
-    )
+    assert trajectory.time is not None
+    duration = float(trajectory.time[-1] - trajectory.time[0])
+    longest = min(10.0 * units.PICOSECOND, 0.5 * duration)
+    diffusion, info = diffusion_coefficient(trajectory, fit=(0.2 * longest, longest))
     return Validation(
         {name: np.asarray(value) for name, (value, _) in averages.items()},
         {name: np.asarray(information.error) for name, (_, information) in averages.items()},
