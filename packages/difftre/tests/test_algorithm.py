@@ -5,10 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from difftre_ensembles import KT, harmonic_energy, harmonic_sampler, mean_square
+from difftre_ensembles import (
+    KT,
+    harmonic_energy,
+    harmonic_sampler,
+    mean_square,
+    uniform_sampler,
+)
 
 from mosaicmd.difftre import StatePointData, Target, difftre, first_order, gauss_newton
 from mosaicmd.kernel.metrics import read_metrics
+from mosaicmd.kernel.observables import Observable, rdf
 from mosaicmd.kernel.simulation import ContactError, SimulationError
 from mosaicmd.kernel.training import averaged_params, tail_average, train
 
@@ -82,6 +89,38 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "parts" / "metrics.jsonl")] == [
         *range(1, 8)
     ]
+
+
+def test_samples_have_their_shapes_before_the_first_simulation():
+    """In float32, with a curve and an average that is no mean: what a resume needs."""
+    bins = rdf(r_max=4.0, n_bins=7)
+    variance = Observable(
+        name="variance",
+        unit="Å⁴",
+        per_frame=lambda p, s, g, m: jnp.mean(s.positions**2, axis=0),
+        combine=lambda v, w: jnp.sum(w @ v**2 - (w @ v) ** 2),
+    )
+    sampler = uniform_sampler(4, n_atoms=20, cell=9.0)
+    draw, single = sampler.sample, sampler.system.astype(jnp.float32)
+
+    def sample(params, state):
+        state, trajectory = draw(params, state)
+        return state, trajectory._replace(systems=trajectory.systems.astype(jnp.float32))
+
+    point = StatePointData(
+        name="gas",
+        sampler=sampler._replace(sample=sample, system=single),
+        targets=[
+            Target(observable=bins, value=np.ones(7), tolerance=0.1),
+            Target(observable=variance, value=1.0, tolerance=0.1),
+        ],
+    )
+    algorithm = difftre(harmonic_energy, None, [point], first_order(optax.sgd(0.0)))
+    before = algorithm.init(start())
+    after, _ = algorithm.step(before, None)
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), s.samples) for s in (before, after)]
+    assert shapes[0] == shapes[1]
+    assert before.samples[0].fixed["rdf"].dtype == jnp.float32
 
 
 def test_state_points_are_checked():

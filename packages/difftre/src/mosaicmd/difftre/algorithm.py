@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaicmd.difftre.reweighting import Reweighting, Samples
-from mosaicmd.difftre.sampling import Sampler, blank_frames
+from mosaicmd.difftre.sampling import Sampler
 from mosaicmd.difftre.targets import Target
 from mosaicmd.difftre.updates import Penalty, Problem, Update
 from mosaicmd.kernel.potentials import EnergyFn
@@ -60,7 +60,8 @@ def difftre(
     halfway back and it is tried again. Metrics per step: ``loss``, ``n_eff/NAME``
     (fraction, after the update), ``simulations`` (so far), ``retreats`` (after broken
     simulations), ``step_scale`` and ``deviation/NAME/OBSERVABLE`` (root mean square, in
-    tolerances).
+    tolerances). Where a routine changes the parameters in between, the effective sizes are
+    computed anew, so that frames are reused only as far as they represent what it found.
 
     Args:
         energy_fn: per-atom energies of the potential that is learned.
@@ -94,7 +95,7 @@ def difftre(
             update=update.init(params),
             samplers=tuple(point.sampler.init() for point in state_points),
             samples=tuple(
-                reweighting.blank(params, blank_frames(point.sampler))
+                reweighting.blank(params, point.sampler.system, point.sampler.n_frames)
                 for reweighting, point in zip(reweightings, state_points, strict=True)
             ),
             n_simulations=jnp.zeros((), jnp.int32),
@@ -131,7 +132,23 @@ def difftre(
         state = state._replace(params=params, update=update_state, samples=tuple(samples))
         return state, metrics
 
-    return Algorithm(init, step)
+    def adopt(state: DiffTReState, params: Params) -> DiffTReState:
+        samples = tuple(
+            _weighed(reweighting, params, one)
+            for reweighting, one in zip(reweightings, state.samples, strict=True)
+        )
+        return state._replace(params=params, samples=samples)
+
+    return Algorithm(init, step, adopt)
+
+
+def _weighed(reweighting: Reweighting, params: Params, samples: Samples) -> Samples:
+    """The samples with their effective size at parameters that came from elsewhere."""
+    if float(samples.n_eff) == 0.0:  # nothing was simulated yet
+        return samples
+    n_eff = float(reweighting.n_eff(params, samples, reweighting.graphs(samples.systems)))
+    n_eff = n_eff if np.isfinite(n_eff) else 1.0  # no frame makes sense: simulate anew
+    return samples._replace(n_eff=jnp.asarray(n_eff, samples.n_eff.dtype))
 
 
 def _sampled(

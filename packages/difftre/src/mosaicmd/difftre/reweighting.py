@@ -20,13 +20,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from mosaicmd.difftre.targets import Target
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.neighbors import NeighborList, neighbor_list
-from mosaicmd.kernel.observables import evaluate_frames
+from mosaicmd.kernel.observables import Observable, evaluate_frames
 from mosaicmd.kernel.potentials import EnergyFn, total_energy
 from mosaicmd.kernel.statistics import effective_sample_size, reweighting_weights
 from mosaicmd.kernel.systems import System
@@ -129,17 +128,39 @@ class Reweighting:
             n_eff=jnp.asarray(float(trajectory.n_frames)),
         )
 
-    def blank(self, params: Params, systems: System) -> Samples:
-        """Samples of the right shapes that no simulation stands behind (``n_eff`` 0)."""
-        n_frames = systems.positions.shape[0]
+    def blank(self, params: Params, system: System, n_frames: int) -> Samples:
+        """Samples of the right shapes that no simulation stands behind (``n_eff`` 0).
+
+        Args:
+            params: initial parameters.
+            system: one structure like those to come.
+            n_frames: frames of every simulation.
+        """
+
+        def zeros(observable: Observable) -> Array:
+            plan = None
+            if observable.cutoff is not None:
+                plan = neighbor_list(system, observable.cutoff, skin=0.0)
+
+            def one(system: System) -> Array:
+                graph = None if plan is None else plan.build(system).graph
+                return observable.per_frame(params, system, graph, None)
+
+            shape = jax.eval_shape(one, system)
+            return jnp.zeros((n_frames, *shape.shape), shape.dtype)
+
         wide = jax.dtypes.canonicalize_dtype(float)
-        shapes = {
-            o.name: np.shape(t.value)
-            for t in self.targets
-            if not (o := t.observable).depends_on_params
-        }
-        fixed = {name: jnp.zeros((n_frames, *shape), wide) for name, shape in shapes.items()}
-        return Samples(systems, params, jnp.zeros(n_frames, wide), fixed, jnp.zeros((), wide))
+        frames = system._replace(
+            positions=jnp.zeros((n_frames, *system.positions.shape), system.positions.dtype),
+            cell=jnp.zeros((n_frames, *system.cell.shape), system.cell.dtype),
+        )
+        return Samples(
+            systems=frames,
+            params=params,
+            energies=jnp.zeros(n_frames, wide),
+            fixed={observable.name: zeros(observable) for observable in self.fixed},
+            n_eff=jnp.zeros((), wide),
+        )
 
     def _frame_values(
         self, params: Params, systems: System, graphs: Graph | None, observe: bool = True

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from mosaicmd.kernel.integrators import maxwell_boltzmann
 from mosaicmd.kernel.simulation import Simulation
@@ -88,12 +87,3 @@ def dynamics_sampler(
         return state, trajectory._replace(state_point=state_point)
 
     return Sampler(init, sample, system, state_point, n_production // simulation.every)
-
-
-def blank_frames(sampler: Sampler) -> System:
-    """Frames of the right shapes with every atom at the origin."""
-    system, n_frames = sampler.system, sampler.n_frames
-    return system._replace(
-        positions=jnp.zeros((n_frames, *system.positions.shape), system.positions.dtype),
-        cell=jnp.zeros((n_frames, *system.cell.shape), system.cell.dtype),
-    )
