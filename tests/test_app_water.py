@@ -20,7 +20,7 @@ def small_settings():
     settings["n_beads"] = 343
     short = {"equilibration_ps": 0.5, "production_ps": 2.0}
     settings["training"] |= short | {"n_updates": 2, "average_last": 2}
-    settings["validation"] |= short | {"production_ps": 24.0}
+    settings["validation"] |= short | {"production_ps": 8.0}
     return settings
 
 
