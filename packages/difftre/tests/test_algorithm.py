@@ -14,8 +14,10 @@ from difftre_ensembles import (
 )
 
 from mosaicmd.difftre import StatePointData, Target, difftre, first_order, gauss_newton
+from mosaicmd.kernel.descent import descent
 from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.observables import Observable, rdf
+from mosaicmd.kernel.routines import alternate
 from mosaicmd.kernel.simulation import ContactError, SimulationError
 from mosaicmd.kernel.training import averaged_params, tail_average, train
 
@@ -73,6 +75,38 @@ def test_frames_are_reused_until_they_lose_their_effective_size():
     algorithm = difftre(harmonic_energy, None, [harmonic_point()], moving, reuse_fraction=1.0)
     state = train(algorithm, start(), 5, quiet=True)
     assert int(state.n_simulations) == 5
+
+
+def test_parameters_from_outside_change_the_effective_size_by_the_closed_form():
+    """Fraction ``exp(-KL)`` with ``KL = 3/2 (r - 1 - ln r)``, ``r = k_old / k_new``."""
+    algorithm = difftre(harmonic_energy, None, [harmonic_point()], first_order(optax.sgd(0.0)))
+    blank = algorithm.init(start())
+    assert float(algorithm.adopt(blank, {"k": jnp.asarray(2.0)}).samples[0].n_eff) == 0.0
+    state, _ = algorithm.step(blank, None)
+    same = algorithm.adopt(state, state.params)
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+    for k in (1.2, 0.9):
+        moved = algorithm.adopt(state, {"k": jnp.asarray(k)})
+        divergence = 1.5 * (1.0 / k - 1.0 + np.log(k))
+        fraction = float(moved.samples[0].n_eff) / 2000
+        np.testing.assert_allclose(fraction, np.exp(-divergence), rtol=0.01)
+        assert float(moved.params["k"]) == k
+    lost = algorithm.adopt(state, {"k": jnp.asarray(np.nan)})
+    assert float(lost.samples[0].n_eff) == 1.0
+
+
+def test_frames_of_other_parameters_are_not_reused_in_a_routine():
+    """Another algorithm moves k a little (frames serve on), then far (they are replaced)."""
+    goal = lambda params, batch: 0.5 * (params["k"] - batch) ** 2  # noqa: E731
+    point = harmonic_point(n_frames=500)
+    still = difftre(harmonic_energy, None, [point], first_order(optax.sgd(0.0)))
+    routine = alternate(water=still, move=descent(goal, optax.sgd(1.0)))
+    state, seen = routine.init(start()), []
+    for k in (1.05, 3.0, 3.0):
+        state, metrics = routine.step(state, None)
+        seen.append(metrics["water/simulations"])
+        state, _ = routine.step(state, {"move": k})
+    assert seen == [1, 1, 2]
 
 
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path):

@@ -125,6 +125,80 @@ def test_tail_average_is_the_mean_of_the_last_iterates(n_steps, used):
     np.testing.assert_allclose(state.params["x"], factors[-1] * np.array([1.0, -2.0]), rtol=1e-14)
 
 
+def stop_at(last, how):
+    def callback(step, state, metrics):
+        if step >= last and how == "raise":
+            raise StopIteration
+        return step >= last
+
+    return callback
+
+
+@pytest.mark.parametrize("how", ["raise", "return"])
+def test_a_callback_ends_the_run_for_good(tmp_path, how):
+    """Stopped in step 4, between two checkpoints; the same start, or a longer one, adds nothing."""
+    told = []
+
+    def tell(step, state, metrics):
+        told.append((step, float(state.params["x"][0]), metrics["loss"] > 0.0))
+
+    for n_steps in (2, 9, 9, 20):
+        state = train(
+            descent(momentum=0.0),
+            start(),
+            n_steps,
+            callbacks=[stop_at(4, how), tell],
+            directory=tmp_path,
+            every=3,
+            quiet=True,
+        )
+        assert float(state.params["x"][0]) == 0.75 ** min(n_steps, 4)
+    assert told == [(step, 0.75**step, True) for step in (1, 2, 3, 4)]
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 4
+    assert train(descent(), start(), 9, directory=tmp_path, quiet=True).params["x"][0] == 0.75**4
+
+
+def test_a_run_that_is_kept_nowhere_stops_as_well():
+    state = train(descent(momentum=0.0), start(), 9, callbacks=[stop_at(2, "return")], quiet=True)
+    assert float(state.params["x"][0]) == 0.75**2
+
+
+def test_a_callback_that_fails_leaves_its_step_to_be_repeated(tmp_path):
+    told = []
+
+    def fragile(step, state, metrics):
+        told.append(step)
+        if told == [1, 2, 3]:
+            raise OSError("the plot could not be written")
+
+    with pytest.raises(OSError, match="could not be written"):
+        train(descent(), start(), 5, callbacks=[fragile], directory=tmp_path, quiet=True)
+    train(descent(), start(), 5, callbacks=[fragile], directory=tmp_path, quiet=True)
+    assert told == [1, 2, 3, 3, 4, 5]
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("show", "shown"), [("loss", "a/loss 0.5"), ("mse", ""), (None, "")])
+def test_progress_shows_the_metric_of_whichever_algorithm_ran(capsys, show, shown):
+    plain = Algorithm(
+        lambda params: State(params, {}), lambda state, batch: (state, {"a/loss": 0.5})
+    )
+    train(plain, start(), 2, show=show)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("training: 2/2 (100 %)")
+    assert line.endswith(shown or "left")
+
+
+def test_tail_average_hands_parameters_on_to_what_it_wraps():
+    algorithm = tail_average(descent(momentum=0.0), 2)
+    state, _ = algorithm.step(algorithm.init(start()), None)
+    state = algorithm.adopt(state, {"x": jnp.array([4.0, 8.0])})
+    assert float(state.params["x"][0]) == 4.0
+    state, _ = algorithm.step(state, None)
+    assert float(state.params["x"][0]) == 3.0
+    assert float(averaged_params(state)["x"][0]) == 0.5 * (0.75 + 3.0)
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="`n_steps` must be at least 1"):
         train(descent(), start(), 0)
