@@ -333,25 +333,32 @@ def test_replicas_may_share_all_but_positions():
     jax.tree.map(np.testing.assert_array_equal, neighbors, update(plan, neighbors, shared))
 
 
-def test_derivatives_pass_by_the_list():
+@pytest.mark.parametrize("batched", [False, True])
+def test_derivatives_pass_by_the_list(batched):
     """Reverse mode through steps that update the list: integers carry no derivative."""
     system = uniform_system(30)
+    if batched:
+        system = stack_systems([system, uniform_system(30, seed=1)])
     plan = neighbor_list(system, 3.0, skin=0.5)
 
-    def spread(scale):
+    def energy(system, graph):
+        square = jnp.sum(edge_vectors(system, graph) ** 2, axis=-1)
+        return jnp.sum(jnp.where(square < 9.0, (9.0 - square) ** 2, 0.0))
+
+    def final(scale):
         def step(carry, _):
             system, neighbors = carry
             system = system._replace(positions=system.positions * scale)
-            neighbors = update(plan, neighbors, system)
-            vectors = edge_vectors(system, neighbors.graph)
-            inside = neighbors.graph.mask[:, None] & (jnp.abs(vectors) < 3.0)
-            return (system, neighbors), jnp.sum(jnp.where(inside, vectors**2, 0.0))
+            neighbors = plan.update(neighbors, system)
+            of_all = jax.vmap(energy) if batched else energy
+            return (system, neighbors), jnp.sum(of_all(system, neighbors.graph))
 
-        return jnp.sum(jax.lax.scan(step, (system, build(plan, system)), length=3)[1])
+        start = system._replace(positions=system.positions * scale)
+        return jnp.sum(jax.lax.scan(step, (start, plan.build(start)), length=3)[1])
 
-    spread = jax.jit(jax.value_and_grad(spread))
-    numeric = (spread(1.0 + 1e-6)[0] - spread(1.0 - 1e-6)[0]) / 2e-6
-    np.testing.assert_allclose(spread(1.0)[1], numeric, rtol=1e-6)
+    value_and_grad = jax.jit(jax.value_and_grad(final))
+    numeric = (value_and_grad(1.0 + 1e-6)[0] - value_and_grad(1.0 - 1e-6)[0]) / 2e-6
+    np.testing.assert_allclose(value_and_grad(1.0)[1], numeric, rtol=1e-6)
 
 
 def test_twenty_thousand_atoms_take_memory_in_proportion_to_their_neighbors():

@@ -119,9 +119,9 @@ class NeighborList:
         The list is built again once an atom may have come within the cutoff unlisted: when the
         farthest moved atom went half the skin since the last build, where what all atoms did
         together with the cell does not count, and the deformation of the cell shortens the
-        skin. In a batch this is decided for each replica by itself, so that none depends on
-        the company it has. After an overflow nothing is built any more, and ``neighbors``
-        shows what :func:`grow` has to provide.
+        skin. In a batch each replica is looked at and built by itself, so that none depends on
+        the company it has, and none costs the others a build. After an overflow nothing is
+        built any more, and ``neighbors`` shows what :func:`grow` has to provide.
 
         Args:
             neighbors: from :meth:`build` or :meth:`update`.
@@ -129,22 +129,19 @@ class NeighborList:
         """
         system = jax.lax.stop_gradient(system)
         neighbors = jax.lax.stop_gradient(neighbors)
-        if _is_batch(system):
-            stale = jax.vmap(self._is_stale, in_axes=(0, _batch_axes(system)))(neighbors, system)
-        else:
+        if not _is_batch(system):
             stale = self._is_stale(neighbors, system)
+            return jax.lax.cond(stale, lambda _: self.build(system), lambda old: old, neighbors)
+        stale = jax.vmap(self._is_stale, in_axes=(0, _batch_axes(system)))(neighbors, system)
+        order = jnp.argsort(~stale)
 
-        def rebuild(old: Neighbors) -> Neighbors:
-            new = self.build(system)
-            if not _is_batch(system):
-                return new
+        def rebuild(i: Array, neighbors: Neighbors) -> Neighbors:
+            k = order[i]
+            return jax.tree.map(
+                lambda every, new: every.at[k].set(new), neighbors, self.build(_member(system, k))
+            )
 
-            def choose(new: Array, old: Array) -> Array:
-                return jnp.where(stale.reshape(-1, *([1] * (new.ndim - 1))), new, old)
-
-            return jax.tree.map(choose, new, old)
-
-        return jax.lax.cond(jnp.any(stale), rebuild, lambda old: old, neighbors)
+        return jax.lax.fori_loop(0, jnp.sum(stale), rebuild, neighbors)
 
     def _search(self, system: System) -> Candidates:
         if self.grid is None or self.cell_capacity is None:
@@ -282,3 +279,12 @@ def _batch_axes(system: System) -> Any:
         for name, leaf in system._asdict().items()
     }
     return System(**axes)
+
+
+def _member(system: System, k: Array) -> System:
+    """One system of a batch."""
+    leaves: dict[str, Any] = {
+        name: leaf if axis is None else leaf[k]
+        for (name, leaf), axis in zip(system._asdict().items(), _batch_axes(system), strict=True)
+    }
+    return System(**leaves)
