@@ -158,7 +158,7 @@ def stillinger_weber(
 ) -> Potential:
     """The complete potential, ``sum_potentials(pair, three_body)``, in the paper's parameters.
 
-    Silicon: ``epsilon`` 2.1683 eV, ``sigma`` 2.0951 Å, ``strength`` (lambda) 21.
+    Silicon: ``epsilon`` 2.16826 eV, ``sigma`` 2.0951 Å, ``strength`` (lambda) 21.
     Water (mW): 6.189 kcal/mol, 2.3925 Å, 23.15.
     """
     pair = StillingerWeberPairConfig(epsilon=epsilon, sigma=sigma, a=a, species=species)
