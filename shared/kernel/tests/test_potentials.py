@@ -67,9 +67,7 @@ def test_stress_is_the_derivative_of_the_energy_in_the_strain():
     atoms = strained_argon()
     system = from_ase(atoms)
     params = {"scale": jnp.asarray(1.0)}
-    stress = evaluate(
-        pair().energy, params, system, host_graph(system, CUTOFF), stress=True
-    ).stress
+    stress = evaluate(pair().energy, params, system, host_graph(system, CUTOFF), stress=True).stress
     assert np.abs(stress).min() > 1e-6  # a stress that hides nothing
 
     def energy(strain):
