@@ -117,8 +117,7 @@ def gauss_newton(
     the penalty ``p`` with Jacobian ``P``, and ``F = beta^2 cov(dU/dtheta)``. The damping
     ``mu`` is the least for which ``delta^T F delta <= max_divergence``: ``F`` measures the
     relative entropy ``delta^T F delta / 2`` between the ensembles before and after, so
-    steps are long where structure does not care and short where it does. With a few dozen
-    parameters this needs about a tenth of the simulations of a first-order optimiser.
+    steps are long where structure does not care and short where it does.
 
     Args:
         max_divergence: bound on ``delta^T F delta``.
