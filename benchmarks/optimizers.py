@@ -20,6 +20,7 @@ VARIANTS = {
     "Gauss-Newton": {"optimizer": "gauss_newton"},
     "Adam 2e-3": {"optimizer": "adam", "learning_rate": 2.0e-3, "n_updates": 120},
     "Adam 5e-3": {"optimizer": "adam", "learning_rate": 5.0e-3, "n_updates": 120},
+    "Adam 2e-2": {"optimizer": "adam", "learning_rate": 2.0e-2, "n_updates": 120},
 }
 
 
