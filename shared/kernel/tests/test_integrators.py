@@ -17,6 +17,7 @@ from mosaicmd.kernel.integrators import (
     nve,
 )
 from mosaicmd.kernel.momenta import degrees_of_freedom, kinetic_energy, kinetic_tensor
+from mosaicmd.kernel.potentials import Evaluation
 from mosaicmd.kernel.systems import make_system, pad_system
 
 KT = 0.025  # eV
@@ -39,10 +40,15 @@ def propagate(integrator, state, energy_fn, n_steps, observe=lambda state: None)
     def step(state, _):
         state = integrator.drift(state)
         energy, gradient = value_and_gradient(state.system.positions)
-        state = integrator.kick(state, energy, -gradient)
+        state = integrator.kick(state, Evaluation(energy, -gradient, None))
         return state, observe(state)
 
     return jax.jit(lambda s: jax.lax.scan(step, with_forces(s), None, length=n_steps))(state)
+
+
+def ones(n_atoms):
+    """An evaluation of forces and stress without meaning."""
+    return Evaluation(jnp.zeros(()), jnp.ones((n_atoms, 3)), jnp.eye(3))
 
 
 def wells(stiffness):
@@ -230,7 +236,9 @@ def test_nose_hoover_chain_agrees_with_jax_md():
 
     @jax.jit
     def our_step(state):  # without forces, a step is two half steps of the chain
-        return ours.kick(ours.drift(state), jnp.zeros(()), jnp.zeros_like(momenta))
+        return ours.kick(
+            ours.drift(state), Evaluation(jnp.zeros(()), jnp.zeros_like(momenta), None)
+        )
 
     @jax.jit
     def their_half(expected, chain):
@@ -264,7 +272,14 @@ def test_a_step_keeps_every_type(name, dtype):
     system = make_system(np.eye(3), 18, dtype=dtype)
     momenta = maxwell_boltzmann(jax.random.key(0), system, KT)
     before = integrator.init(jax.random.key(1), system, momenta, None)
-    after = jax.jit(lambda s: integrator.kick(integrator.drift(s), s.energy, s.forces))(before)
+
+    @jax.jit
+    def step(state):
+        return integrator.kick(
+            integrator.drift(state), Evaluation(before.energy, before.forces, before.stress)
+        )
+
+    after = step(before)
     assert jax.tree.map(jax.typeof, before) == jax.tree.map(jax.typeof, after)
     assert after.momenta.dtype == dtype
     assert not any(leaf.aval.weak_type for leaf in jax.tree.leaves(after))
@@ -276,7 +291,7 @@ def test_masked_atoms_never_move(name):
     system = pad_system(make_system(np.eye(3), 18), 5)
     state = integrator.init(jax.random.key(1), system, jnp.ones((5, 3)), None)
     for _ in range(3):
-        state = integrator.kick(integrator.drift(state), jnp.zeros(()), jnp.ones((5, 3)))
+        state = integrator.kick(integrator.drift(state), ones(5))
     assert not state.system.positions[3:].any()
     assert not state.momenta[3:].any()
     assert (state.momenta[:3] != 0.0).all()
@@ -292,7 +307,7 @@ def test_replicas_are_a_vmap(name):
 
     def step(key, momenta, kT):
         state = integrator.init(key, system, momenta, kT)
-        return integrator.kick(integrator.drift(state), jnp.zeros(()), jnp.ones((3, 3)))
+        return integrator.kick(integrator.drift(state), ones(3))
 
     together = jax.vmap(step)(keys, momenta, temperatures)
     for i in range(4):

@@ -2,7 +2,8 @@
 
 A step holds the integrator, the neighbor check and the forces, and nothing else: both
 loops end at once when a neighbor list overflows or a system explodes, so that the state
-which comes back is the one to look at.
+which comes back is the one to look at. A chunk of no frames evaluates the forces where the
+atoms are, in the same program, so that the potential is differentiated and compiled once.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from mosaicmd.kernel.graphs import Graph
-from mosaicmd.kernel.integrators import Integrator, MDState
+from mosaicmd.kernel.integrators import Integrator, MDState, evaluated
 from mosaicmd.kernel.momenta import degrees_of_freedom, kinetic_energy
-from mosaicmd.kernel.potentials import EnergyFn, Params, evaluate
-from mosaicmd.kernel.systems import System
+from mosaicmd.kernel.potentials import EnergyFn, Evaluation, Params, evaluate
+from mosaicmd.kernel.replicas import replica_map
+from mosaicmd.kernel.systems import System, volume
 from mosaicmd.kernel.units import KELVIN
 
 Array = jax.Array
@@ -48,27 +50,34 @@ def make_chunk(
     """The function ``(plan, params, md, neighbors, n_frames, kT_limit) -> Chunk``.
 
     ``n_frames`` is a traced number up to ``capacity``, so any length of run is the same
-    program. A system is healthy while its kinetic temperature is below ``kT_limit`` (shape
+    program; 0 leaves the atoms where they are and fills in energy, forces and stress. A system is healthy while its kinetic temperature is below ``kT_limit`` (shape
     ``[]`` or ``[replicas]``) and its energy is finite.
     """
 
     def chunk(
         plan: Any, params: Params, md: MDState, neighbors: Any, n_frames: Array, kT_limit: Array
     ) -> Chunk:
-        over_replicas = replica_map(md)
+        over_replicas = replica_map(md.system)
         drift, kick = over_replicas(integrator.drift), over_replicas(integrator.kick)
+        refreshed = over_replicas(evaluated)
         kinetic = over_replicas(kinetic_energy)
         degrees = over_replicas(lambda s: degrees_of_freedom(s, integrator.fixed_degrees))
         limit = 0.5 * degrees(md.system) * kT_limit
+        moving = n_frames > 0
+        n_steps = jnp.where(moving, every, 1)
+
+        def evaluation(system: System, graph: Graph) -> Evaluation:
+            return evaluate(energy_fn, params, system, graph, stress=integrator.needs_stress)
 
         def alive(neighbors: Any, healthy: Array) -> Array:
             return healthy & ~jnp.any(neighbors.graph.overflow)
 
         def step(carry: tuple) -> tuple:
             n_done, md, neighbors, _ = carry
-            md = drift(md)
+            md = _select(moving, drift(md), md)
             neighbors = plan.update(neighbors, md.system)
-            md = kick(md, *forces(energy_fn, params, md.system, neighbors.graph))
+            found = over_replicas(evaluation)(md.system, neighbors.graph)
+            md = _select(moving, kick(md, found), refreshed(md, found))
             finite = jnp.isfinite(md.energy)
             healthy = jnp.all((kinetic(md.system, md.momenta) <= limit) & finite)
             return n_done + 1, md, neighbors, healthy
@@ -79,9 +88,9 @@ def make_chunk(
             )(md, neighbors.graph)
 
         def frame(carry: tuple) -> tuple:
-            i, n_steps, md, neighbors, healthy, frames = carry
+            i, n_total, md, neighbors, healthy, frames = carry
             n_done, md, neighbors, healthy = jax.lax.while_loop(
-                lambda c: (c[0] < every) & alive(c[2], c[3]),
+                lambda c: (c[0] < n_steps) & alive(c[2], c[3]),
                 step,
                 (jnp.int32(0), md, neighbors, healthy),
             )
@@ -91,36 +100,23 @@ def make_chunk(
                 record(md, neighbors),
             )
             complete = alive(neighbors, healthy).astype(jnp.int32)
-            return i + complete, n_steps + n_done, md, neighbors, healthy, frames
+            return i + complete, n_total + n_done, md, neighbors, healthy, frames
 
         one = jax.eval_shape(record, md, neighbors)
         empty = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), one)
         zero = jnp.int32(0)
-        i, n_steps, md, neighbors, healthy, frames = jax.lax.while_loop(
-            lambda c: (c[0] < n_frames) & alive(c[3], c[4]),
+        i, n_total, md, neighbors, healthy, frames = jax.lax.while_loop(
+            lambda c: (c[0] < jnp.maximum(n_frames, 1)) & alive(c[3], c[4]),
             frame,
             (zero, zero, md, neighbors, jnp.array(True), empty),
         )
-        return Chunk(md, neighbors, frames, i, n_steps, healthy)
+        return Chunk(md, neighbors, frames, i, n_total, healthy)
 
     return chunk
 
 
-def replica_map(md: MDState) -> Callable[[Callable], Callable]:
-    """``jax.vmap`` for a state with a replica axis, else the identity."""
-    return jax.vmap if md.system.positions.ndim == 3 else lambda function: function
-
-
-def forces(
-    energy_fn: EnergyFn, params: Params, system: System, graph: Graph
-) -> tuple[Array, Array]:
-    """Energy and forces of one system or of every replica."""
-
-    def one(system: System, graph: Graph) -> tuple[Array, Array]:
-        evaluation = evaluate(energy_fn, params, system, graph)
-        return evaluation.energy, evaluation.forces
-
-    return jax.vmap(one)(system, graph) if system.positions.ndim == 3 else one(system, graph)
+def _select(condition: Array, one: MDState, other: MDState) -> MDState:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def _frame(
@@ -138,6 +134,8 @@ def _frame(
         "kinetic_energy": kinetic,
         "temperature_kelvin": 2.0 * kinetic / (degrees * KELVIN),
     }
+    if md.stress is not None:
+        quantities["volume"] = volume(md.system)
     if integrator.conserved is not None:
         quantities["conserved_energy"] = integrator.conserved(md)
     if observe is not None:

@@ -54,6 +54,11 @@ def bath_temperature(md: MDState) -> np.ndarray:
     return np.asarray(getattr(md.thermostat, "kT", np.full(md.energy.shape, math.nan)), float)
 
 
+def bath_pressure(md: MDState) -> np.ndarray | None:
+    """External pressure, ``None`` without a barostat, ``[]`` or ``[replicas]``; eV/Å³."""
+    return None if md.stress is None else np.asarray(md.barostat.pressure, float)
+
+
 def temperature_limit(md: MDState, max_temperature_kelvin: float | None) -> Array:
     """The ``kT`` above which a run has exploded, ``[]`` or ``[replicas]``, eV.
 

@@ -20,13 +20,22 @@ from mosaicmd.kernel.momenta import (
     kinetic_energy,
     maxwell_boltzmann,
 )
+from mosaicmd.kernel.potentials import Evaluation
 from mosaicmd.kernel.systems import System
+from mosaicmd.kernel.thermostats import (
+    NoseHooverChain,
+    Thermostat,
+    nose_hoover_chain,
+    require_positive,
+    stochastic_rescaling,
+)
 
 __all__ = [
     "Integrator",
     "LangevinBath",
     "MDState",
     "NoseHooverChain",
+    "csvr",
     "langevin",
     "maxwell_boltzmann",
     "nose_hoover",
@@ -45,42 +54,36 @@ class MDState(NamedTuple):
     energy: Array  # [], eV, at the positions
     key: Array  # typed PRNG key
     thermostat: Any = ()
+    barostat: Any = ()
+    stress: Array | None = None  # [3, 3], eV/Å³, at the positions, where the integrator needs it
 
 
 class Integrator(NamedTuple):
     """One way to propagate a system.
 
-    ``drift`` leads up to the new positions, ``kick`` takes the energy and forces there and
-    completes the step. ``init(key, system, momenta, kT)`` takes ``kT=None`` for the
-    integrator's own; energy and forces of its state are zero until the first evaluation.
-    ``conserved`` is the quantity that exact dynamics would keep, eV, and ``None`` where
-    there is none. ``fixed_degrees`` counts degrees of freedom without kinetic energy.
-    ``settings`` tells this integrator from another one.
+    ``drift`` leads up to the new positions, ``kick`` takes the energy, the forces and (with
+    ``needs_stress``) the stress there and completes the step. ``init(key, system, momenta,
+    kT)`` takes ``kT=None`` for the integrator's own; energy, forces and stress of its state
+    are zero until the first evaluation (:func:`evaluated`). ``conserved`` is the quantity that
+    exact dynamics would keep, eV, and ``None`` where there is none. ``fixed_degrees`` counts
+    degrees of freedom without kinetic energy. ``settings`` tells this integrator from another.
     """
 
     init: Callable[[Array, System, Array, float | Array | None], MDState]
     drift: Callable[[MDState], MDState]
-    kick: Callable[[MDState, Array, Array], MDState]
+    kick: Callable[[MDState, Evaluation], MDState]
     conserved: Callable[[MDState], Array] | None
     timestep: float  # t
     kT: float | None  # eV; None: the energy is kept, not the temperature
     fixed_degrees: int
     settings: Mapping[str, Any]
+    needs_stress: bool = False
 
 
 class LangevinBath(NamedTuple):
     """State of the bath of :func:`langevin`."""
 
     kT: Array  # [], eV
-
-
-class NoseHooverChain(NamedTuple):
-    """State of the thermostat of :func:`nose_hoover`."""
-
-    kT: Array  # [], eV
-    degrees: Array  # [], degrees of freedom of the atoms
-    positions: Array  # [chain_length], dimensionless
-    momenta: Array  # [chain_length], eV t
 
 
 def nve(timestep: float, *, fixed_degrees: int = 3) -> Integrator:
@@ -97,18 +100,18 @@ def nve(timestep: float, *, fixed_degrees: int = 3) -> Integrator:
     References:
         Swope, Andersen, Berens & Wilson, J. Chem. Phys. 76, 637 (1982).
     """
-    _require_positive(timestep=timestep)
+    require_positive(timestep=timestep)
 
     def init(key: Array, system: System, momenta: Array, kT: float | Array | None) -> MDState:
         del kT
-        return _at_rest(key, system, momenta, ())
+        return at_rest(key, system, momenta, ())
 
     def drift(state: MDState) -> MDState:
         momenta = state.momenta + 0.5 * timestep * state.forces
         return _moved(state, momenta, timestep)
 
-    def kick(state: MDState, energy: Array, forces: Array) -> MDState:
-        return _kicked(state, energy, forces, timestep)
+    def kick(state: MDState, evaluation: Evaluation) -> MDState:
+        return _kicked(evaluated(state, evaluation), timestep)
 
     def conserved(state: MDState) -> Array:
         return state.energy + kinetic_energy(state.system, state.momenta)
@@ -135,13 +138,13 @@ def langevin(timestep: float, friction: float, kT: float) -> Integrator:
     References:
         Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34 (2013).
     """
-    _require_positive(timestep=timestep, friction=friction, kT=kT)
+    require_positive(timestep=timestep, friction=friction, kT=kT)
     decay = math.exp(-friction * timestep)
     spread = -math.expm1(-2.0 * friction * timestep)
 
     def init(key: Array, system: System, momenta: Array, kT_bath: float | Array | None) -> MDState:
-        bath = LangevinBath(_temperature(kT_bath, kT, system))
-        return _at_rest(key, system, momenta, bath)
+        bath = LangevinBath(bath_kT(kT_bath, kT, system))
+        return at_rest(key, system, momenta, bath)
 
     def drift(state: MDState) -> MDState:
         key, sub = jax.random.split(state.key)
@@ -154,8 +157,8 @@ def langevin(timestep: float, friction: float, kT: float) -> Integrator:
         momenta = decay * state.momenta + width * noise  # O
         return _moved(state, momenta, 0.5 * timestep)._replace(key=key)  # A
 
-    def kick(state: MDState, energy: Array, forces: Array) -> MDState:
-        return _kicked(state, energy, forces, timestep)  # B
+    def kick(state: MDState, evaluation: Evaluation) -> MDState:
+        return _kicked(evaluated(state, evaluation), timestep)  # B
 
     settings = {"integrator": "langevin", "timestep": timestep, "friction": friction, "kT": kT}
     return Integrator(init, drift, kick, None, timestep, kT, 0, settings)
@@ -171,9 +174,8 @@ def nose_hoover(
 ) -> Integrator:
     """Constant temperature by a Nosé–Hoover chain, deterministic and time reversible.
 
-    The chain is integrated by one pass of the third-order Suzuki–Yoshida scheme before
-    and after velocity Verlet. Its masses are ``degrees kT tau^2`` for the first link and
-    ``kT tau^2`` for the others.
+    The chain acts for half a time step before and after velocity Verlet; see
+    :func:`mosaicmd.kernel.thermostats.nose_hoover_chain`.
 
     Args:
         timestep: t.
@@ -187,114 +189,94 @@ def nose_hoover(
             time steps, at which the chain is not integrated well.
 
     References:
-        Martyna, Klein & Tuckerman, J. Chem. Phys. 97, 2635 (1992); Martyna, Tuckerman,
-        Tobias & Klein, Mol. Phys. 87, 1117 (1996).
+        Martyna, Tuckerman, Tobias & Klein, Mol. Phys. 87, 1117 (1996).
     """
-    _require_positive(
-        timestep=timestep, kT=kT, relaxation_time=relaxation_time, chain_length=chain_length
-    )
-    if relaxation_time < 10.0 * timestep:
-        raise ValueError(
-            f"`relaxation_time` {relaxation_time!r} must be at least ten time steps "
-            f"({10.0 * timestep!r}); 50 to 200 are a good choice"
-        )
+    chain = nose_hoover_chain(timestep, relaxation_time, chain_length)
+    return _thermostatted("nose_hoover", timestep, kT, chain, fixed_degrees)
+
+
+def csvr(
+    timestep: float, kT: float, relaxation_time: float, *, fixed_degrees: int = 3
+) -> Integrator:
+    """Constant temperature by canonical sampling through velocity rescaling.
+
+    A stochastic thermostat that hardly disturbs diffusion and other dynamics: all momenta
+    are multiplied by one random factor, for half a time step before and after velocity
+    Verlet. ``conserved`` is the energy less the heat that the thermostat provided.
+
+    Args:
+        timestep: t.
+        kT: temperature, eV.
+        relaxation_time: in which the kinetic energy forgets, t; any choice samples the
+            canonical ensemble, 50 to 500 time steps hardly change the dynamics.
+        fixed_degrees: as in :func:`nve`.
+
+    Raises:
+        ValueError: for a setting that is not positive.
+
+    References:
+        Bussi, Donadio & Parrinello, J. Chem. Phys. 126, 014101 (2007).
+    """
+    bath = stochastic_rescaling(timestep, relaxation_time)
+    return _thermostatted("csvr", timestep, kT, bath, fixed_degrees)
+
+
+def _thermostatted(
+    name: str, timestep: float, kT: float, thermostat: Thermostat, fixed_degrees: int
+) -> Integrator:
+    """Velocity Verlet between two half steps of a thermostat that rescales momenta."""
+    require_positive(kT=kT)
 
     def init(key: Array, system: System, momenta: Array, kT_bath: float | Array | None) -> MDState:
-        zeros = jnp.zeros(chain_length, system.positions.dtype)
-        chain = NoseHooverChain(
-            kT=_temperature(kT_bath, kT, system),
-            degrees=degrees_of_freedom(system, fixed_degrees),
-            positions=zeros,
-            momenta=zeros,
-        )
-        return _at_rest(key, system, momenta, chain)
-
-    def thermalised(state: MDState) -> MDState:
-        doubled = 2.0 * kinetic_energy(state.system, state.momenta)
-        scale, chain = _half_chain(state.thermostat, doubled, timestep, relaxation_time)
-        return state._replace(momenta=scale * state.momenta, thermostat=chain)
+        degrees = degrees_of_freedom(system, fixed_degrees)
+        bath = thermostat.init(bath_kT(kT_bath, kT, system), degrees)
+        return at_rest(key, system, momenta, bath)
 
     def drift(state: MDState) -> MDState:
-        state = thermalised(state)
+        state = rescaled(thermostat, state)
         momenta = state.momenta + 0.5 * timestep * state.forces
         return _moved(state, momenta, timestep)
 
-    def kick(state: MDState, energy: Array, forces: Array) -> MDState:
-        return thermalised(_kicked(state, energy, forces, timestep))
+    def kick(state: MDState, evaluation: Evaluation) -> MDState:
+        return rescaled(thermostat, _kicked(evaluated(state, evaluation), timestep))
 
     def conserved(state: MDState) -> Array:
-        chain = state.thermostat
-        masses = jnp.stack(_chain_masses(chain, relaxation_time))
-        weights = jnp.ones_like(chain.positions).at[0].set(chain.degrees)
-        bath = jnp.sum(0.5 * chain.momenta**2 / masses + weights * chain.kT * chain.positions)
-        return state.energy + kinetic_energy(state.system, state.momenta) + bath
+        kinetic = kinetic_energy(state.system, state.momenta)
+        return state.energy + kinetic + thermostat.energy(state.thermostat)
 
-    settings = {
-        "integrator": "nose_hoover",
-        "timestep": timestep,
-        "kT": kT,
-        "relaxation_time": relaxation_time,
-        "chain_length": chain_length,
-        "fixed_degrees": fixed_degrees,
-    }
+    settings = {"integrator": name, "timestep": timestep, "kT": kT}
+    settings |= {**thermostat.settings, "fixed_degrees": fixed_degrees}
     return Integrator(init, drift, kick, conserved, timestep, kT, fixed_degrees, settings)
 
 
-_CUBE_ROOT = 2.0 ** (1.0 / 3.0)
-_SUZUKI_YOSHIDA = (
-    1.0 / (2.0 - _CUBE_ROOT),
-    -_CUBE_ROOT / (2.0 - _CUBE_ROOT),
-    1.0 / (2.0 - _CUBE_ROOT),
-)
+def rescaled(thermostat: Thermostat, state: MDState) -> MDState:
+    """The state after half a time step of the thermostat of its atoms."""
+    terms = inverse_masses(state.system) * state.momenta**2
+    scale, key, bath = thermostat.rescale(state.key, state.thermostat, terms)
+    return state._replace(momenta=scale * state.momenta, thermostat=bath, key=key)
 
 
-def _half_chain(
-    chain: NoseHooverChain, doubled: Array, timestep: float, relaxation_time: float
-) -> tuple[Array, NoseHooverChain]:
-    """Half a time step of the chain: the factor for the momenta, and the new chain.
-
-    Written out over scalars, so that XLA makes few kernels of it. ``jax_md.simulate`` has
-    the same chain, and its single passes agree with these to its rounding (tested). It is
-    not used because it rounds fractions of the time step to single precision, and because
-    the weights it has for three passes (0.829, -0.658, 0.829) do not make a scheme of
-    fourth order: the sum of their cubes is not zero.
-    """
-    kT, last = chain.kT, chain.positions.shape[0] - 1
-    masses = _chain_masses(chain, relaxation_time)
-    x = [chain.positions[i] for i in range(last + 1)]
-    p = [chain.momenta[i] for i in range(last + 1)]
-    scale = jnp.ones((), kT.dtype)
-
-    def force(i: int) -> Array:
-        if i == 0:
-            return scale**2 * doubled - chain.degrees * kT
-        return p[i - 1] ** 2 / masses[i - 1] - kT
-
-    def push(i: int, step: float) -> None:
-        drag = 1.0 if i == last else jnp.exp(-0.25 * step * p[i + 1] / masses[i + 1])
-        p[i] = drag * (drag * p[i] + 0.5 * step * force(i))
-
-    for weight in _SUZUKI_YOSHIDA:
-        step = 0.5 * weight * timestep
-        for i in reversed(range(last + 1)):
-            push(i, step)
-        scale = scale * jnp.exp(-step * p[0] / masses[0])
-        x = [x[i] + step * p[i] / masses[i] for i in range(last + 1)]
-        for i in range(last + 1):
-            push(i, step)
-    return scale, chain._replace(positions=jnp.stack(x), momenta=jnp.stack(p))
-
-
-def _chain_masses(chain: NoseHooverChain, relaxation_time: float) -> list[Array]:
-    mass = chain.kT * relaxation_time**2
-    return [mass * chain.degrees] + [mass] * (chain.positions.shape[0] - 1)
-
-
-def _at_rest(key: Array, system: System, momenta: Array, thermostat: Any) -> MDState:
-    """The state before its first force evaluation."""
+def at_rest(
+    key: Array, system: System, momenta: Array, thermostat: Any, barostat: Any = ()
+) -> MDState:
+    """The state before its first force evaluation; with a barostat it has room for a stress."""
     energy = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
     momenta = jnp.where(system.mask[:, None], momenta, 0.0).astype(system.positions.dtype)
-    return MDState(system, momenta, jnp.zeros_like(momenta), energy, key, thermostat)
+    stress = None if barostat == () else jnp.zeros_like(system.cell)
+    return MDState(
+        system, momenta, jnp.zeros_like(momenta), energy, key, thermostat, barostat, stress
+    )
+
+
+def evaluated(state: MDState, evaluation: Evaluation) -> MDState:
+    """The state with energy, forces and stress at its positions."""
+    forces = jnp.where(state.system.mask[:, None], evaluation.forces, 0.0)
+    return state._replace(energy=evaluation.energy, forces=forces, stress=evaluation.stress)
+
+
+def bath_kT(kT: float | Array | None, default: float, system: System) -> Array:
+    """The temperature that a bath starts with, in the dtype of the system, eV."""
+    return jnp.asarray(default if kT is None else kT, system.positions.dtype)
 
 
 def _moved(state: MDState, momenta: Array, time: float) -> MDState:
@@ -304,18 +286,6 @@ def _moved(state: MDState, momenta: Array, time: float) -> MDState:
     return state._replace(system=system._replace(positions=positions), momenta=momenta)
 
 
-def _kicked(state: MDState, energy: Array, forces: Array, timestep: float) -> MDState:
-    """The state with new forces, its momenta half a time step further."""
-    forces = jnp.where(state.system.mask[:, None], forces, 0.0)
-    momenta = state.momenta + 0.5 * timestep * forces
-    return state._replace(energy=energy, forces=forces, momenta=momenta)
-
-
-def _temperature(kT: float | Array | None, default: float, system: System) -> Array:
-    return jnp.asarray(default if kT is None else kT, system.positions.dtype)
-
-
-def _require_positive(**settings: float) -> None:
-    for name, value in settings.items():
-        if not (value > 0.0 and math.isfinite(value)):
-            raise ValueError(f"`{name}` must be positive and finite, got {value!r}")
+def _kicked(state: MDState, timestep: float) -> MDState:
+    """The state, its momenta half a time step further."""
+    return state._replace(momenta=state.momenta + 0.5 * timestep * state.forces)

@@ -39,7 +39,7 @@ def kinetic_energy(system: System, momenta: Array) -> Array:
 
 def kinetic_tensor(system: System, momenta: Array) -> Array:
     """``sum_i p_i p_i^T / m_i``, shape ``[3, 3]``, eV; its trace is twice the kinetic energy."""
-    return (inverse_masses(system) * momenta).T @ momenta
+    return jnp.matmul((inverse_masses(system) * momenta).T, momenta, precision="highest")
 
 
 def degrees_of_freedom(system: System, fixed: int = 0) -> Array:

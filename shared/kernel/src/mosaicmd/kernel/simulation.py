@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaicmd.kernel._chunk import Chunk, Observe, forces, make_chunk
+from mosaicmd.kernel._chunk import Chunk, Observe, make_chunk
 from mosaicmd.kernel._contacts import ContactError, check_contacts
 from mosaicmd.kernel._explosions import (
     SimulationError,
+    bath_pressure,
     bath_temperature,
     explosion,
     temperature_limit,
@@ -28,6 +29,7 @@ from mosaicmd.kernel.neighbors import NeighborList, Neighbors, grow, neighbor_li
 from mosaicmd.kernel.observables import Observable
 from mosaicmd.kernel.observables import observe as observe_together
 from mosaicmd.kernel.potentials import EnergyFn, Params
+from mosaicmd.kernel.replicas import per_replica, replicated, split_replicas
 from mosaicmd.kernel.systems import System
 from mosaicmd.kernel.trajectory import StatePoint, Trajectory
 
@@ -41,6 +43,8 @@ __all__ = [
 
 Array = jax.Array
 Frames = dict[str, Any]  # numpy arrays with a leading frame axis
+
+_build = jax.jit(NeighborList.build, static_argnums=0)
 
 
 @functools.partial(
@@ -97,7 +101,7 @@ class Simulation:
                 checkpoints and updates of the progress bar.
             observe: what to evaluate once per frame besides ``energy``, ``kinetic_energy``
                 (eV), ``temperature_kelvin`` and, where there is one, the integrator's
-                ``conserved_energy`` (eV): observables, or a function ``(params, system,
+                ``conserved_energy`` (eV), with a barostat ``volume`` (Å³): observables, or a function ``(params, system,
                 graph, momenta) -> dict`` of one system, also in runs of replicas. The
                 graph reaches at least to the cutoff.
             store_momenta: keep the momenta of every frame.
@@ -132,7 +136,6 @@ class Simulation:
             store_momenta=store_momenta,
         )
         self._run_chunk = jax.jit(self._chunk, static_argnums=0)
-        self._prepare = jax.jit(self._prepared, static_argnums=0)
         self._begin = jax.jit(self._begun)
 
     def start(
@@ -143,6 +146,7 @@ class Simulation:
         *,
         momenta: Array | None = None,
         kT: float | Array | None = None,
+        pressure: float | Array | None = None,
         replicas: int | None = None,
     ) -> RunState:
         """The state before the first step, with neighbors and forces.
@@ -155,17 +159,23 @@ class Simulation:
                 drawn at ``kT``.
             kT: temperature of momenta and thermostat, eV, one or one per replica; by
                 default that of the integrator.
+            pressure: of the barostat, eV/Å³, one or one per replica; by default that of the
+                integrator.
             replicas: number of copies with their own momenta and noise.
 
         Raises:
-            ValueError: for shapes that do not fit or a missing temperature.
+            ValueError: for shapes that do not fit, a missing temperature, a pressure without
+                a barostat, or a barostat without a periodic cell.
             ContactError: for atoms that overlap, or forces that no time step survives.
         """
-        system, count = _replicated(system, replicas)
+        system, count = replicated(system, replicas)
         kT = self.integrator.kT if kT is None else kT
-        dtype, batch = system.positions.dtype, () if count is None else (count,)
+        dtype = system.positions.dtype
         if kT is not None:
-            kT = jnp.broadcast_to(jnp.asarray(kT, dtype), batch)
+            kT = per_replica("kT", kT, count, system)
+        if pressure is not None:
+            pressure = per_replica("pressure", pressure, count, system)
+        self._require_cell(system, pressure)
         if momenta is not None:
             momenta = jnp.asarray(momenta, dtype)
             if momenta.shape not in (system.positions.shape, system.positions.shape[-2:]):
@@ -178,7 +188,7 @@ class Simulation:
                 f"{self.integrator.settings['integrator']!r} has no temperature of its own: "
                 "give `momenta`, or `kT` (eV) to draw them"
             )
-        md = self._begin(key, system, momenta, kT)
+        md = self._begin(key, system, momenta, kT, pressure)
         plan = neighbor_list(system, self.cutoff, skin=self.skin)
         state = self._refreshed(params, plan, md, 0)
         check_contacts(state.md, state.neighbors.graph, self.integrator.timestep, self.min_distance)
@@ -261,21 +271,41 @@ class Simulation:
                 advance(state.step)
         return state, self._trajectory(state.md, frames)
 
-    def _begun(
-        self, key: Array, system: System, momenta: Array | None, kT: Array | None
-    ) -> MDState:
-        """Momenta, thermostat and keys; no forces yet."""
+    def _require_cell(self, system: System, pressure: Array | None) -> None:
+        name = self.integrator.settings["integrator"]
+        if self.integrator.needs_stress and not np.all(system.pbc):
+            raise ValueError(
+                f"{name!r} needs a cell that is periodic in three directions, `pbc` is "
+                f"{np.asarray(system.pbc).tolist()}"
+            )
+        if pressure is not None and not self.integrator.needs_stress:
+            raise ValueError(f"`pressure` is given, but {name!r} has no barostat")
 
-        def one(draw: Array, noise: Array, system: System, momenta: Any, kT: Any) -> MDState:
+    def _begun(
+        self,
+        key: Array,
+        system: System,
+        momenta: Array | None,
+        kT: Array | None,
+        pressure: Array | None,
+    ) -> MDState:
+        """Momenta, thermostat, barostat and keys; no forces yet."""
+
+        def one(
+            draw: Array, noise: Array, system: System, momenta: Any, kT: Any, pressure: Any
+        ) -> MDState:
             momenta = maxwell_boltzmann(draw, system, kT) if momenta is None else momenta
-            return self.integrator.init(noise, system, momenta, kT)
+            md = self.integrator.init(noise, system, momenta, kT)
+            if pressure is None:
+                return md
+            return md._replace(barostat=md.barostat._replace(pressure=pressure))
 
         draw, noise = jax.random.split(key)
         if system.positions.ndim == 2:
-            return one(draw, noise, system, momenta, kT)
+            return one(draw, noise, system, momenta, kT, pressure)
         count = system.positions.shape[0]
         keys = jax.random.split(draw, count), jax.random.split(noise, count)
-        return jax.vmap(one)(*keys, system, momenta, kT)
+        return jax.vmap(one)(*keys, system, momenta, kT, pressure)
 
     def _advanced(
         self, params: Params, state: RunState, end: int, limit: Array
@@ -291,25 +321,17 @@ class Simulation:
             plan = grow(state.plan, chunk.neighbors)
             old = state.neighbors
             reference = state.md.system._replace(positions=old.positions, cell=old.cell)
-            while np.any((neighbors := jax.jit(plan.build)(reference)).graph.overflow):
+            while np.any((neighbors := _build(plan, reference)).graph.overflow):
                 plan = grow(plan, neighbors)
             state = RunState(state.md, neighbors, state.step, plan)
 
     def _refreshed(self, params: Params, plan: NeighborList, md: MDState, step: int) -> RunState:
         """The state with neighbors and forces that belong to its positions and ``params``."""
-        while True:
-            fresh, neighbors = self._prepare(plan, params, md)
-            if not np.any(neighbors.graph.overflow):
-                return RunState(fresh, neighbors, step, plan)
+        while np.any((neighbors := _build(plan, md.system)).graph.overflow):
             plan = grow(plan, neighbors)
-
-    def _prepared(
-        self, plan: NeighborList, params: Params, md: MDState
-    ) -> tuple[MDState, Neighbors]:
-        neighbors = plan.build(md.system)
-        energy, force = forces(self.energy_fn, params, md.system, neighbors.graph)
-        force = jnp.where(md.system.mask[..., None], force, 0.0)
-        return md._replace(energy=energy, forces=force), neighbors
+        no_limit = jnp.full(md.energy.shape, jnp.inf, md.momenta.dtype)
+        chunk = self._run_chunk(plan, params, md, neighbors, jnp.int32(0), no_limit)
+        return RunState(chunk.md, chunk.neighbors, step, plan)
 
     def _frames(self, first_step: int, chunk: Chunk) -> Frames:
         """The completed frames of a chunk that began at ``first_step``, on the host."""
@@ -324,11 +346,14 @@ class Simulation:
         system = md.system
         if system.positions.ndim == 3:
             system = jax.tree.map(lambda leaf: leaf[0], system)
-        kT = bath_temperature(md)
+        kT, pressure = (
+            value if value is None else jnp.asarray(value) if value.ndim else float(value)
+            for value in (bath_temperature(md), bath_pressure(md))
+        )
         return Trajectory(
             systems=system._replace(positions=frames["positions"], cell=frames["cell"]),
             quantities=frames["quantities"],
-            state_point=StatePoint(jnp.asarray(kT) if kT.ndim else float(kT)),
+            state_point=StatePoint(kT, pressure),
             momenta=frames.get("momenta"),
             time=jnp.asarray(time),
         )
@@ -347,7 +372,8 @@ class Simulation:
 
     def _identity(self, params: Params, state: RunState, like: Frames) -> dict[str, Any]:
         """What makes a run this run, for its directory."""
-        start = {k: v for k, v in state.md._asdict().items() if k not in ("forces", "energy")}
+        found = ("forces", "energy", "stress")
+        start = {k: v for k, v in state.md._asdict().items() if k not in found}
         energy = np.asarray(state.md.energy, float)
         quantities = like["quantities"] | {n: like[n] for n in like if n != "quantities"}
         return {
@@ -396,32 +422,6 @@ class Simulation:
         return state, frames
 
 
-def split_replicas(trajectory: Trajectory) -> list[Trajectory]:
-    """One trajectory per replica from the trajectory of a run with replicas.
-
-    Raises:
-        ValueError: if the trajectory has no replica axis.
-    """
-    systems = trajectory.systems
-    if systems.positions.ndim != 4:
-        raise ValueError("the trajectory has no replica axis: it is that of one system")
-    kT = np.broadcast_to(np.asarray(trajectory.state_point.kT), systems.positions.shape[1])
-
-    def one(index: int) -> Trajectory:
-        positions, cell, quantities, momenta = jax.tree.map(
-            lambda leaf: leaf[:, index],
-            (systems.positions, systems.cell, trajectory.quantities, trajectory.momenta),
-        )
-        return trajectory._replace(
-            systems=systems._replace(positions=positions, cell=cell),
-            quantities=quantities,
-            momenta=momenta,
-            state_point=trajectory.state_point._replace(kT=float(kT[index])),
-        )
-
-    return [one(index) for index in range(len(kT))]
-
-
 def _observe_function(
     observe: Observe | Observable | Sequence[Observable] | None, cutoff: float
 ) -> Observe | None:
@@ -431,18 +431,3 @@ def _observe_function(
     if observe is None or not isinstance(observe, Sequence):
         return observe
     return observe_together(observe, cutoff=cutoff)
-
-
-def _replicated(system: System, replicas: int | None) -> tuple[System, int | None]:
-    """The system with its replica axis, and the length of that axis."""
-    if system.positions.ndim == 3:
-        count = system.positions.shape[0]
-        if replicas not in (None, count):
-            raise ValueError(f"`replicas` is {replicas} but `system` is a batch of {count}")
-        return system, count
-    if replicas is None:
-        return system, None
-    if replicas < 1:
-        raise ValueError(f"`replicas` must be positive, got {replicas}")
-    copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (replicas, *leaf.shape)), system)
-    return copies, replicas
