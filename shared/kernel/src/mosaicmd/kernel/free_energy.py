@@ -18,6 +18,14 @@ from jax.core import Tracer
 from jax.scipy.special import logsumexp
 
 from mosaicmd.kernel import statistics
+from mosaicmd.kernel._free_energy_solvers import (
+    increasing_root,
+    log_counts,
+    log_mixture,
+    log_posterior,
+    mbar_covariance,
+    mbar_root,
+)
 
 Array = jax.Array
 
@@ -121,7 +129,7 @@ def bar(forward: Array, reverse: Array) -> tuple[Array, BarInfo]:
     delta_f = jax.lax.custom_root(
         imbalance,
         0.5 * (lower + upper),
-        lambda function, _: _increasing_root(function, lower, upper),
+        lambda function, _: increasing_root(function, lower, upper),
         lambda linear, y: y / linear(jnp.ones_like(y)),
     )
 
@@ -166,13 +174,13 @@ def mbar(u_kn: Array, n_k: Array) -> tuple[Array, MbarInfo]:
         Shirts & Chodera, J. Chem. Phys. 129, 124105 (2008).
     """
     u_kn, n_k = _states(u_kn, n_k)
-    log_n = _log_counts(n_k)
+    log_n = log_counts(n_k)
     # A constant per sample cancels; taking the lowest sampled energy off keeps all digits.
     lowest = jnp.min(jnp.where(n_k[:, None] > 0, u_kn, jnp.inf), axis=0)
     u_kn = u_kn - jax.lax.stop_gradient(lowest)[None]
 
     def residual(f: Array) -> Array:
-        log_p = _log_posterior(f, u_kn, log_n)
+        log_p = log_posterior(f, u_kn, log_n)
         gauge = n_k * (jnp.sum(n_k * f) / jnp.sum(n_k))
         return jnp.where(n_k > 0, jnp.sum(jnp.exp(log_p), axis=1) - n_k + gauge, f)
 
@@ -181,17 +189,17 @@ def mbar(u_kn: Array, n_k: Array) -> tuple[Array, MbarInfo]:
         return jnp.linalg.solve(matrix, y)
 
     f = jax.lax.custom_root(
-        residual, jnp.zeros_like(n_k), lambda _, start: _mbar_root(u_kn, n_k, start), tangent_solve
+        residual, jnp.zeros_like(n_k), lambda _, start: mbar_root(u_kn, n_k, start), tangent_solve
     )
-    f = -logsumexp(-u_kn - _log_mixture(f, u_kn, log_n)[None], axis=1)
+    f = -logsumexp(-u_kn - log_mixture(f, u_kn, log_n)[None], axis=1)
     f_k = f - f[0]
 
     u_kn, f = jax.lax.stop_gradient((u_kn, f_k))
-    weights = jnp.exp(f[:, None] - u_kn - _log_mixture(f, u_kn, log_n)[None])
+    weights = jnp.exp(f[:, None] - u_kn - log_mixture(f, u_kn, log_n)[None])
     total = jnp.sum(weights, axis=1)
     residue = jnp.max(jnp.where(n_k > 0, jnp.abs(total - 1.0), 0.0))
     weights = weights / total[:, None]
-    covariance = _covariance(weights, n_k)
+    covariance = mbar_covariance(weights, n_k)
     variance = jnp.diag(covariance)[:, None] + jnp.diag(covariance)[None] - 2.0 * covariance
     error = jnp.sqrt(jnp.maximum(variance, 0.0))
     return f_k, MbarInfo(error, covariance, overlap_matrix(weights, n_k), residue)
@@ -230,7 +238,7 @@ def mbar_weights(u_kn: Array, n_k: Array, f_k: Array, target: Array | None = Non
             f"energy per sample of `u_kn`, got {u.shape}"
         )
     _check_energies("target", u)
-    mixture = _log_mixture(f_k, u_kn, _log_counts(n_k))
+    mixture = log_mixture(f_k, u_kn, log_counts(n_k))
     rows = jax.vmap(lambda row: statistics.reweighting_weights(row + mixture))
     return rows(u) if u.ndim == 2 else rows(u[None])[0]
 
@@ -299,94 +307,6 @@ def decorrelated(
         raise ValueError(f"`inefficiency` must be at least 1 and finite, got {inefficiency!r}")
     indices = np.rint(np.arange(values.size) * inefficiency).astype(int)
     return indices[indices < values.size], DecorrelationInfo(inefficiency)
-
-
-def _increasing_root(function, lower: Array, upper: Array) -> Array:
-    """Root between two bounds by Newton steps, halving the bracket where they do poorly."""
-    tolerance = 4.0 * jnp.finfo(lower.dtype).eps
-
-    def unfinished(state):
-        x, _, _, step, i = state
-        return (jnp.abs(step) > tolerance * (1.0 + jnp.abs(x))) & (i < 200)
-
-    def advance(state):
-        x, low, high, last, i = state
-        value, slope = jax.value_and_grad(function)(x)
-        low, high = jnp.where(value < 0.0, x, low), jnp.where(value > 0.0, x, high)
-        newton = x - value / slope
-        good = (newton >= low) & (newton <= high) & (jnp.abs(newton - x) < 0.5 * jnp.abs(last))
-        new = jnp.where(value == 0.0, x, jnp.where(good, newton, 0.5 * (low + high)))
-        return new, low, high, new - x, i + 1
-
-    start = (0.5 * (lower + upper), lower, upper, 2.0 * (upper - lower), 0)
-    return jax.lax.while_loop(unfinished, advance, start)[0]
-
-
-def _mbar_root(u_kn: Array, n_k: Array, start: Array) -> Array:
-    """Minimum of the MBAR objective with ``sum(n_k f) = 0``; free energies [n_states]."""
-    eps, log_n = jnp.finfo(u_kn.dtype).eps, _log_counts(n_k)
-    sampled, n = n_k > 0, jnp.sum(n_k)
-
-    def unfinished(state):
-        f, size, last, i = state
-        stalled = (size < jnp.sqrt(eps)) & (size > 0.5 * last)  # only rounding is left
-        return (size > 8.0 * eps * (1.0 + jnp.max(jnp.abs(f)))) & ~stalled & (i < 1000)
-
-    def advance(state):
-        f, size, _, i = state
-        log_p = _log_posterior(f, u_kn, log_n)
-        p = jnp.exp(log_p)
-        total = jnp.sum(p, axis=1)
-        hessian = jnp.diag(total) - jnp.matmul(p, p.T, precision="highest")
-        hessian += jnp.outer(n_k, n_k) / n + jnp.diag(jnp.where(sampled, 0.0, 1.0))
-        newton = jnp.linalg.solve(hessian, n_k - total)
-        iterate = jnp.where(sampled, log_n - logsumexp(log_p, axis=1), 0.0)
-        iterate = jnp.where(sampled, iterate - jnp.sum(n_k * iterate) / n, 0.0)
-        # Along a step of range R the Hessian changes by at most exp(2 R): short steps descend.
-        span = jnp.max(newton) - jnp.min(newton)
-        short = jnp.minimum(1.0, jnp.array([8.0, 1.0]) / span)
-        steps = jnp.stack([newton, iterate, short[0] * newton, short[1] * newton])
-
-        def change(step):  # of the objective; the self-consistent iteration lowers it always
-            return jnp.sum(logsumexp(log_p + step[:, None], axis=0)) - jnp.sum(n_k * step)
-
-        changes = jax.lax.map(change, steps)
-        best = jnp.argmin(jnp.where(jnp.isfinite(changes), changes, jnp.inf).at[1].min(1e300))
-        step = jnp.where(span < 0.5, newton, steps[best])
-        return f + step, jnp.max(jnp.abs(step)), size, i + 1
-
-    far = jnp.asarray(jnp.inf, u_kn.dtype)
-    return jax.lax.while_loop(unfinished, advance, (start, far, far, 0))[0]
-
-
-def _covariance(weights: Array, n_k: Array) -> Array:
-    """``W' (1 - W N W')^+ W`` from the root of the overlaps ``W' W``, ``[n_states, n_states]``.
-
-    The bracket is singular along one direction that is known, and only that is left out: a
-    small eigenvalue means that states hardly overlap and must make the error large.
-    """
-    overlaps, vectors = jnp.linalg.eigh(jnp.matmul(weights, weights.T, precision="highest"))
-    root = (vectors * jnp.sqrt(jnp.maximum(overlaps, 0.0))[None]) @ vectors.T
-    null = root @ n_k
-    projector = jnp.outer(null, null) / jnp.sum(null**2)
-    bracket = jnp.eye(n_k.shape[0], dtype=n_k.dtype) - (root * n_k[None]) @ root.T + projector
-    values, vectors = jnp.linalg.eigh(bracket)
-    inverse = (vectors / jnp.maximum(values, jnp.finfo(values.dtype).eps)[None]) @ vectors.T
-    return root @ (inverse - projector) @ root
-
-
-def _log_counts(n_k: Array) -> Array:
-    return jnp.where(n_k > 0, jnp.log(jnp.maximum(n_k, 1.0)), -jnp.inf)
-
-
-def _log_mixture(f: Array, u_kn: Array, log_n: Array) -> Array:
-    """``ln sum_k n_k exp(f_k - u_kn)``, shape ``[n_samples]``."""
-    return logsumexp((log_n + f)[:, None] - u_kn, axis=0)
-
-
-def _log_posterior(f: Array, u_kn: Array, log_n: Array) -> Array:
-    """Logarithm of the probability that a sample came from a state, like ``u_kn``."""
-    return (log_n + f)[:, None] - u_kn - _log_mixture(f, u_kn, log_n)[None]
 
 
 def _shares(log_odds: Array) -> Array:
