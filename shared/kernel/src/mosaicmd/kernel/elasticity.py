@@ -48,6 +48,7 @@ class AthermalElasticity(NamedTuple):
     residual_force: Array  # [], eV/Å, largest component; the atoms should be at rest
 
 
+@functools.partial(jax.jit, static_argnames="energy_fn")
 def strain_derivatives(
     energy_fn: EnergyFn, params: Params, system: System, graph: Graph
 ) -> StrainDerivatives:
@@ -73,6 +74,7 @@ def strain_derivatives(
     return StrainDerivatives(stress / volume(system), stiffness / volume(system))
 
 
+@functools.partial(jax.jit, static_argnames=("energy_fn", "kind"))
 def athermal_elasticity(
     energy_fn: EnergyFn, params: Params, system: System, graph: Graph, *, kind: Kind = "birch"
 ) -> AthermalElasticity:
@@ -173,6 +175,7 @@ def relaxed_structure(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("energy_fn", "relax_cell"))
 def follow_minimum(
     energy_fn: EnergyFn,
     params: Params,
@@ -266,7 +269,7 @@ def _enthalpy_derivatives(
 def _held_still(system: System, hessian: Array) -> Array:
     """What makes the Hessian invertible: stiffness for translations and for masked atoms."""
     mask = jnp.repeat(system.mask, 3)
-    stiffness = jnp.max(jnp.abs(jnp.diagonal(hessian)))
+    stiffness = jnp.maximum(jnp.max(jnp.abs(jnp.diagonal(hessian))), 1.0)  # one atom has none
     along = jnp.tile(jnp.eye(3, dtype=hessian.dtype), (system.n_atoms, 1)) * mask[:, None]
     translations = along @ along.T / jnp.sum(system.mask)
     return stiffness * (translations + jnp.diag(1.0 - mask.astype(hessian.dtype)))
