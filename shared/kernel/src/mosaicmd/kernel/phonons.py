@@ -109,15 +109,13 @@ def force_constants(
             f"{np.asarray(primitive.pbc).tolist()} and {int(np.sum(~np.asarray(primitive.mask)))} "
             "masked"
         )
-    large = supercell(primitive, repeats)
-    graph = host_graph(large, cutoff)
     n_images = math.prod(repeats)
+    with jax.ensure_compile_time_eval():  # though the parameters be traced
+        large = supercell(primitive, repeats)
+        graph = host_graph(large, cutoff)
+        vectors, shares = _shortest_images(large, n_images)
     values = _hessian_rows(energy_fn, params, large, graph, n_images)
-    vectors, shares = _shortest_images(large, n_images)
-    dtype = large.positions.dtype
-    return ForceConstants(
-        values, primitive, large, jnp.asarray(vectors, dtype), jnp.asarray(shares, dtype)
-    )
+    return ForceConstants(values, primitive, large, vectors, shares)
 
 
 def dynamical_matrix(constants: ForceConstants, wave_vector: Array) -> Array:
@@ -286,7 +284,7 @@ def _hessian_rows(
     return jnp.swapaxes(rows.reshape(n_primitive, 3, large.n_atoms, 3), 1, 2)
 
 
-def _shortest_images(large: System, n_images: int) -> tuple[np.ndarray, np.ndarray]:
+def _shortest_images(large: System, n_images: int) -> tuple[Array, Array]:
     """Vectors from the first image of every atom to the nearest images of all, and shares."""
     from ase.geometry import minkowski_reduce
 
@@ -301,4 +299,6 @@ def _shortest_images(large: System, n_images: int) -> tuple[np.ndarray, np.ndarr
     order = np.argsort(~nearest, axis=2, kind="stable")[:, :, :most]
     chosen = np.take_along_axis(nearest, order, axis=2)
     shares = chosen / chosen.sum(axis=2, keepdims=True)
-    return np.take_along_axis(vectors, order[..., None], axis=2), shares
+    vectors = np.take_along_axis(vectors, order[..., None], axis=2)
+    dtype = large.positions.dtype
+    return jnp.asarray(vectors, dtype), jnp.asarray(shares, dtype)
