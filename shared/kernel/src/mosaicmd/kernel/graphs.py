@@ -124,17 +124,18 @@ def host_graph(system: System, cutoff: float, *, reverse: bool = False) -> Graph
     )
     order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
     receivers, senders, shifts = (
-        keep[receivers[order].astype(int)],
-        keep[senders[order].astype(int)],
+        keep[receivers[order].astype(int)].astype(np.int32),
+        keep[senders[order].astype(int)].astype(np.int32),
         shifts[order].astype(np.int32),
     )
+    # jnp.asarray would compile for every new length
     return Graph(
-        senders=jnp.asarray(senders, jnp.int32),
-        receivers=jnp.asarray(receivers, jnp.int32),
-        shifts=jnp.asarray(shifts.reshape(-1, 3), jnp.int32),
-        mask=jnp.ones(len(senders), bool),
-        overflow=jnp.zeros((), bool),
-        reverse=jnp.asarray(reverse_edges(senders, receivers, shifts)) if reverse else None,
+        senders=jax.device_put(senders),
+        receivers=jax.device_put(receivers),
+        shifts=jax.device_put(shifts.reshape(-1, 3)),
+        mask=jax.device_put(np.ones(len(senders), bool)),
+        overflow=jax.device_put(np.zeros((), bool)),
+        reverse=jax.device_put(reverse_edges(senders, receivers, shifts)) if reverse else None,
     )
 
 
