@@ -50,8 +50,9 @@ def make_chunk(
     """The function ``(plan, params, md, neighbors, n_frames, kT_limit) -> Chunk``.
 
     ``n_frames`` is a traced number up to ``capacity``, so any length of run is the same
-    program; 0 leaves the atoms where they are and fills in energy, forces and stress. A system is healthy while its kinetic temperature is below ``kT_limit`` (shape
-    ``[]`` or ``[replicas]``) and its energy is finite.
+    program; 0 leaves the atoms where they are and fills in energy, forces and stress. A
+    system is healthy while its kinetic temperature is below ``kT_limit`` (shape ``[]`` or
+    ``[replicas]``) and its energy is finite.
     """
 
     def chunk(

@@ -23,7 +23,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mosaicmd.kernel.integrators import Integrator, MDState, at_rest, bath_kT, evaluated, rescaled
+from mosaicmd.kernel.integrators import (
+    Integrator,
+    MDState,
+    at_rest,
+    evaluated,
+    initial_temperature,
+    rescaled,
+)
 from mosaicmd.kernel.momenta import (
     degrees_of_freedom,
     inverse_masses,
@@ -115,7 +122,7 @@ def npt(
     extra = 1.0 + _FIXED / 3.0  # c of the equations of motion
 
     def init(key: Array, system: System, momenta: Array, kT_bath: float | Array | None) -> MDState:
-        temperature = bath_kT(kT_bath, kT, system)
+        temperature = initial_temperature(kT_bath, kT, system)
         degrees = degrees_of_freedom(system, _FIXED)
         barostat = Barostat(
             pressure=jnp.asarray(pressure, temperature.dtype),

@@ -143,7 +143,7 @@ def langevin(timestep: float, friction: float, kT: float) -> Integrator:
     spread = -math.expm1(-2.0 * friction * timestep)
 
     def init(key: Array, system: System, momenta: Array, kT_bath: float | Array | None) -> MDState:
-        bath = LangevinBath(bath_kT(kT_bath, kT, system))
+        bath = LangevinBath(initial_temperature(kT_bath, kT, system))
         return at_rest(key, system, momenta, bath)
 
     def drift(state: MDState) -> MDState:
@@ -229,7 +229,7 @@ def _thermostatted(
 
     def init(key: Array, system: System, momenta: Array, kT_bath: float | Array | None) -> MDState:
         degrees = degrees_of_freedom(system, fixed_degrees)
-        bath = thermostat.init(bath_kT(kT_bath, kT, system), degrees)
+        bath = thermostat.init(initial_temperature(kT_bath, kT, system), degrees)
         return at_rest(key, system, momenta, bath)
 
     def drift(state: MDState) -> MDState:
@@ -274,8 +274,8 @@ def evaluated(state: MDState, evaluation: Evaluation) -> MDState:
     return state._replace(energy=evaluation.energy, forces=forces, stress=evaluation.stress)
 
 
-def bath_kT(kT: float | Array | None, default: float, system: System) -> Array:
-    """The temperature that a bath starts with, in the dtype of the system, eV."""
+def initial_temperature(kT: float | Array | None, default: float, system: System) -> Array:
+    """The ``kT`` that a bath starts with, in the dtype of the system, eV."""
     return jnp.asarray(default if kT is None else kT, system.positions.dtype)
 
 

@@ -37,15 +37,15 @@ def replicated(system: System, replicas: int | None) -> tuple[System, int | None
     return copies, replicas
 
 
-def per_replica(name: str, value: Array, count: int | None, system: System) -> Array:
+def per_replica(name: str, value: float | Array, count: int | None, system: System) -> Array:
     """One number for all, or one per replica, in the dtype of the system; else an error."""
-    value, batch = jnp.asarray(value, system.positions.dtype), () if count is None else (count,)
-    if value.shape not in ((), batch):
+    given, batch = jnp.asarray(value, system.positions.dtype), () if count is None else (count,)
+    if given.shape not in ((), batch):
         raise ValueError(
-            f"`{name}` has shape {value.shape}; give one number"
+            f"`{name}` has shape {given.shape}; give one number"
             + ("" if count is None else f", or one for each of the {count} replicas")
         )
-    return jnp.broadcast_to(value, batch)
+    return jnp.broadcast_to(given, batch)
 
 
 def replica_map(system: System) -> Callable[[Callable], Callable]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from mosaicmd.kernel._explosions import (
     explosion,
     temperature_limit,
 )
-from mosaicmd.kernel._run_directory import RunDirectory, fingerprint
+from mosaicmd.kernel._run_directory import RunDirectory
 from mosaicmd.kernel._run_progress import run_progress
+from mosaicmd.kernel._run_state import Frames, RunState, identity, resumed
 from mosaicmd.kernel.integrators import Integrator, MDState, maxwell_boltzmann
-from mosaicmd.kernel.neighbors import NeighborList, Neighbors, grow, neighbor_list
+from mosaicmd.kernel.neighbors import NeighborList, grow, neighbor_list
 from mosaicmd.kernel.observables import Observable
 from mosaicmd.kernel.observables import observe as observe_together
 from mosaicmd.kernel.potentials import EnergyFn, Params
@@ -42,24 +43,8 @@ __all__ = [
 ]
 
 Array = jax.Array
-Frames = dict[str, Any]  # numpy arrays with a leading frame axis
 
 _build = jax.jit(NeighborList.build, static_argnums=0)
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("md", "neighbors", "step"),
-    meta_fields=("plan",),
-)
-@dataclasses.dataclass(frozen=True)
-class RunState:
-    """Where a run stands; with replicas, arrays of ``md`` and ``neighbors`` lead with them."""
-
-    md: MDState
-    neighbors: Neighbors
-    step: int  # steps done since `start`
-    plan: NeighborList  # what `neighbors` is built by
 
 
 class Simulation:
@@ -101,9 +86,9 @@ class Simulation:
                 checkpoints and updates of the progress bar.
             observe: what to evaluate once per frame besides ``energy``, ``kinetic_energy``
                 (eV), ``temperature_kelvin`` and, where there is one, the integrator's
-                ``conserved_energy`` (eV), with a barostat ``volume`` (Å³): observables, or a function ``(params, system,
-                graph, momenta) -> dict`` of one system, also in runs of replicas. The
-                graph reaches at least to the cutoff.
+                ``conserved_energy`` (eV), with a barostat also ``volume`` (Å³): observables,
+                or a function ``(params, system, graph, momenta) -> dict`` of one system, also
+                in runs of replicas. The graph reaches at least to the cutoff.
             store_momenta: keep the momenta of every frame.
             max_temperature_kelvin: the run stops with an error above this; by default
                 20 times the temperature of thermostat or start, at least 10 000 K.
@@ -245,8 +230,15 @@ class Simulation:
         files = None
         if directory is not None:
             like = self._frames_like(params, state, limit)
-            files = RunDirectory(directory, self._identity(params, state, like))
-            state, frames = self._resumed(files, state, end, like)
+            settings = {
+                "integrator": dict(self.integrator.settings),
+                "cutoff": self.cutoff,
+                "skin": self.skin,
+                "every": self.every,
+                "chunk_frames": self.chunk_frames,
+            }
+            files = RunDirectory(directory, settings | identity(params, state, like))
+            state, frames = resumed(files, state, end, self.every, like)
         with run_progress(progress, self.integrator, state.step, end) as advance:
             while state.step < end:
                 chunk, start = self._advanced(params, state, end, limit)
@@ -346,14 +338,14 @@ class Simulation:
         system = md.system
         if system.positions.ndim == 3:
             system = jax.tree.map(lambda leaf: leaf[0], system)
-        kT, pressure = (
-            value if value is None else jnp.asarray(value) if value.ndim else float(value)
-            for value in (bath_temperature(md), bath_pressure(md))
+        pressure = bath_pressure(md)
+        state_point = StatePoint(
+            _number(bath_temperature(md)), None if pressure is None else _number(pressure)
         )
         return Trajectory(
             systems=system._replace(positions=frames["positions"], cell=frames["cell"]),
             quantities=frames["quantities"],
-            state_point=StatePoint(kT, pressure),
+            state_point=state_point,
             momenta=frames.get("momenta"),
             time=jnp.asarray(time),
         )
@@ -370,57 +362,6 @@ class Simulation:
         )
         return chunk.frames | {"step": np.zeros(self.chunk_frames, np.int64)}
 
-    def _identity(self, params: Params, state: RunState, like: Frames) -> dict[str, Any]:
-        """What makes a run this run, for its directory."""
-        found = ("forces", "energy", "stress")
-        start = {k: v for k, v in state.md._asdict().items() if k not in found}
-        energy = np.asarray(state.md.energy, float)
-        quantities = like["quantities"] | {n: like[n] for n in like if n != "quantities"}
-        return {
-            "integrator": dict(self.integrator.settings),
-            "cutoff": self.cutoff,
-            "skin": self.skin,
-            "every": self.every,
-            "chunk_frames": self.chunk_frames,
-            "frames": jax.tree.map(lambda leaf: f"{leaf.dtype}{[*leaf.shape[1:]]}", quantities),
-            "start": {
-                "step": state.step,
-                "energy": energy.tolist() if np.isfinite(energy).all() else "not finite",
-                "state": fingerprint(start),
-            },
-            "params": fingerprint(params),
-        }
-
-    def _resumed(
-        self, files: RunDirectory, state: RunState, end: int, like: Frames
-    ) -> tuple[RunState, list[Frames]]:
-        """State and frames where the run in a directory stopped, or those given."""
-
-        def state_like(metadata: Mapping[str, Any]) -> RunState:
-            stored: Mapping[str, Any] = metadata["plan"]
-            fields: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in stored.items()
-            }
-            plan = NeighborList(**fields)
-            return RunState(state.md, jax.eval_shape(plan.build, state.md.system), 0, plan)
-
-        start = state.step
-        restored = files.restore(state_like)
-        state = state if restored is None else restored
-        if state.step > end:
-            raise ValueError(
-                f"{files.path} is at step {state.step} already, {state.step - start} steps from "
-                f"its start, but `n_steps` is {end - start}; ask for at least as many"
-            )
-        frames = files.load_frames(state.step, like)
-        steps = np.concatenate([np.zeros(0, int), *(piece["step"] for piece in frames)])
-        if not np.array_equal(steps, np.arange(start + self.every, state.step + 1, self.every)):
-            raise ValueError(
-                f"{files.path} lacks frames before step {state.step}; delete it to start anew"
-            )
-        return state, frames
-
 
 def _observe_function(
     observe: Observe | Observable | Sequence[Observable] | None, cutoff: float
@@ -431,3 +372,8 @@ def _observe_function(
     if observe is None or not isinstance(observe, Sequence):
         return observe
     return observe_together(observe, cutoff=cutoff)
+
+
+def _number(values: np.ndarray) -> float | Array:
+    """One number, or one per replica."""
+    return jnp.asarray(values) if values.ndim else float(values)
