@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
+from mosaicmd.gnn_models.morse import MorseConfig, morse
 from mosaicmd.gnn_models.pair_spline import PairSplineConfig, pair_spline
 from mosaicmd.gnn_models.soft_repulsion import SoftRepulsionConfig, soft_repulsion
 from mosaicmd.gnn_models.stillinger_weber import (
@@ -12,21 +13,26 @@ from mosaicmd.gnn_models.stillinger_weber import (
     stillinger_weber_pair,
     three_body,
 )
+from mosaicmd.gnn_models.zbl import ZBLConfig, zbl
 
 __version__ = version("mosaicmd-gnn-models")
 
 __all__ = [
     "LennardJonesConfig",
+    "MorseConfig",
     "PairSplineConfig",
     "SoftRepulsionConfig",
     "StillingerWeberPairConfig",
     "ThreeBodyConfig",
+    "ZBLConfig",
     "__version__",
     "lennard_jones",
+    "morse",
     "pair_spline",
     "soft_repulsion",
     "stillinger_weber",
     "stillinger_weber_pair",
     "tail_correction",
     "three_body",
+    "zbl",
 ]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from mosaicmd.gnn_models.cutoffs import polynomial_switch
+from mosaicmd.gnn_models.cutoffs import TruncatedConfig, truncated
 from mosaicmd.gnn_models.pairs import check_species, pair_index, per_pair
-from mosaicmd.kernel.config import Config, Energy, Length, load_config
+from mosaicmd.kernel.config import Energy, Length, load_config
 from mosaicmd.kernel.graphs import Graph, edge_components, sum_edges
 from mosaicmd.kernel.potentials import Potential
 from mosaicmd.kernel.systems import System
@@ -20,7 +20,7 @@ from mosaicmd.kernel.systems import System
 Array = jax.Array
 
 
-class LennardJonesConfig(Config):
+class LennardJonesConfig(TruncatedConfig):
     """Settings and initial parameters of :func:`lennard_jones`.
 
     ``epsilon`` in eV, ``sigma``, ``cutoff`` and ``onset`` (of the switch, 0.9 cutoffs by
@@ -31,9 +31,6 @@ class LennardJonesConfig(Config):
 
     epsilon: Energy | tuple[Energy, ...]
     sigma: Length | tuple[Length, ...]
-    cutoff: Length = Field(gt=0.0)
-    truncation: Literal["plain", "energy_shift", "force_shift", "switch"] = "switch"
-    onset: Length | None = None
     species: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
@@ -41,10 +38,6 @@ class LennardJonesConfig(Config):
         check_species(self.species)
         per_pair("epsilon", self.epsilon, self.species)
         per_pair("sigma", self.sigma, self.species)
-        if self.onset is not None and self.truncation != "switch":
-            raise ValueError(f'`onset` has no meaning with truncation "{self.truncation}"')
-        if self.onset is not None and not 0.0 <= self.onset < self.cutoff:
-            raise ValueError(f"`onset` {self.onset} must lie in [0, cutoff={self.cutoff}) Å")
         return self
 
 
@@ -58,22 +51,15 @@ class TailCorrection(NamedTuple):
 def lennard_jones(config: LennardJonesConfig) -> Potential:
     r"""Lennard-Jones potential ``u(r) = 4 epsilon ((sigma/r)^12 - (sigma/r)^6)``.
 
-    Below the cutoff ``r_c``, by ``truncation``,
+    It ends at the cutoff as :func:`~mosaicmd.gnn_models.cutoffs.truncated` says.
 
-    - ``"plain"``: ``u(r)``, which jumps at ``r_c``;
-    - ``"energy_shift"``: ``u(r) - u(r_c)``, continuous;
-    - ``"force_shift"``: ``u(r) - u(r_c) - (r - r_c) u'(r_c)``, with continuous forces;
-    - ``"switch"``: ``u(r) S(r)`` with :func:`~mosaicmd.gnn_models.cutoffs.polynomial_switch`,
-      with two continuous derivatives;
-
-    and zero beyond. Parameters: ``{"epsilon": [] or [n_pairs], eV, "sigma": likewise, Å}``,
+    Parameters: ``{"epsilon": [] or [n_pairs], eV, "sigma": likewise, Å}``,
     stored as they are; both must stay positive.
 
     References:
-        Allen & Tildesley, Computer Simulation of Liquids, 2nd ed. (2017), secs. 1.3, 5.2.
+        Allen & Tildesley, Computer Simulation of Liquids, 2nd ed. (2017), sec. 1.3.
     """
-    cutoff, species = config.cutoff, config.species
-    onset = 0.9 * cutoff if config.onset is None else config.onset
+    species = config.species
 
     def init(key: Array) -> dict[str, Array]:
         del key
@@ -85,32 +71,26 @@ def lennard_jones(config: LennardJonesConfig) -> Potential:
     def energy(params: dict[str, Array], system: System, graph: Graph) -> Array:
         x, y, z = edge_components(system, graph)
         distances = jnp.sqrt(x * x + y * y + z * z)
-        inside = distances < cutoff
-        distances = jnp.where(inside, distances, cutoff)
         epsilon = jnp.asarray(params["epsilon"], distances.dtype)
         sigma = jnp.asarray(params["sigma"], distances.dtype)
         if species is not None:
             index = pair_index(species, system, graph)
             epsilon, sigma = epsilon[index], sigma[index]
-        sixth = (sigma / distances) ** 6
-        values = sixth * (sixth - 1.0)  # u / (4 epsilon)
-        at_cutoff = (sigma / cutoff) ** 6
-        if config.truncation in ("energy_shift", "force_shift"):
-            values = values - at_cutoff * (at_cutoff - 1.0)
-        if config.truncation == "force_shift":
-            slope = -6.0 / cutoff * at_cutoff * (2.0 * at_cutoff - 1.0)
-            values = values - (distances - cutoff) * slope
-        if config.truncation == "switch":
-            values = values * polynomial_switch(distances, onset, cutoff)
+
+        def shape(r: Array) -> Array:
+            sixth = (sigma / r) ** 6
+            return sixth * (sixth - 1.0)
+
         # half of 4 epsilon: each atom of a pair has half of its energy
-        return sum_edges(jnp.where(inside, 2.0 * epsilon * values, 0.0), graph, system.n_atoms)
+        values = 2.0 * epsilon * truncated(shape, distances, config)
+        return sum_edges(values, graph, system.n_atoms)
 
     return Potential(
         architecture="lennard_jones",
         config=config.model_dump(mode="json"),
         init=init,
         energy=energy,
-        cutoff=cutoff,
+        cutoff=config.cutoff,
         species=species,
     )
 
