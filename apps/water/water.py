@@ -57,10 +57,15 @@ class RunConfig(Config):
 
 
 class TrainingConfig(RunConfig):
-    """``learning_rate`` is that of Adam, and falls tenfold over the run."""
+    """``learning_rate`` (which falls tenfold over the run) and ``beta2`` are those of Adam.
+
+    ``keep_fraction`` is the effective share of the frames that an update must leave.
+    """
 
     optimizer: Literal["gauss_newton", "adam"] = "gauss_newton"
     learning_rate: float = Field(default=2.0e-3, gt=0.0)
+    beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
+    keep_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     n_updates: int = Field(gt=0)
     tolerance_rdf: float = Field(gt=0.0)
     tolerance_adf: float = Field(gt=0.0)
@@ -159,9 +164,9 @@ def targets(settings: WaterConfig, potential: Potential) -> list[Target]:
 def update_rule(run: TrainingConfig) -> Update:
     """How parameters follow from reweighted averages."""
     if run.optimizer == "gauss_newton":
-        return gauss_newton(max_divergence=run.max_divergence)
+        return gauss_newton(max_divergence=run.max_divergence, keep_fraction=run.keep_fraction)
     rate = optax.exponential_decay(run.learning_rate, run.n_updates, 0.1)
-    return first_order(optax.adam(rate))
+    return first_order(optax.adam(rate, b2=run.beta2), keep_fraction=run.keep_fraction)
 
 
 def smoothness(config: WaterConfig) -> Any:
