@@ -11,6 +11,7 @@ import pytest
 from mosaicmd.kernel.integrators import (
     MDState,
     NoseHooverChain,
+    csvr,
     langevin,
     maxwell_boltzmann,
     nose_hoover,
@@ -127,6 +128,25 @@ def test_maxwell_boltzmann_has_no_drift_and_the_right_energy():
     assert abs(z_score(kinetic, 13.5 * KT)) < 4.0
     squares = (kinetic - 13.5 * KT) ** 2
     assert abs(z_score(squares, 13.5 * KT**2)) < 4.0
+
+
+@pytest.mark.parametrize("n_atoms", [2, 3, 10])
+def test_momenta_without_rotation_at_an_exact_temperature(n_atoms):
+    """No momentum, no angular momentum, K = f kT / 2 with f = 3 N - 6 (two atoms: 1)."""
+    rng = np.random.default_rng(n_atoms)
+    masses = rng.uniform(1.0, 50.0, n_atoms)
+    system = make_system(5.0 + 3.0 * rng.normal(size=(n_atoms, 3)), 1, masses=masses)
+    system = pad_system(system, 12)
+    momenta = maxwell_boltzmann(jax.random.key(3), system, KT, exact=True, rotation=False)
+    degrees = max(3 * n_atoms - 6, 1)
+    np.testing.assert_allclose(kinetic_energy(system, momenta), 0.5 * degrees * KT, rtol=1e-12)
+    np.testing.assert_allclose(momenta.sum(axis=0), 0.0, atol=1e-13)
+    np.testing.assert_allclose(np.cross(system.positions, momenta).sum(axis=0), 0.0, atol=1e-11)
+    assert not momenta[n_atoms:].any()
+    with_rotation = maxwell_boltzmann(jax.random.key(3), system, KT, exact=True)
+    np.testing.assert_allclose(
+        kinetic_energy(system, with_rotation), 1.5 * (n_atoms - 1) * KT, rtol=1e-12
+    )
 
 
 def test_kinetic_quantities_leave_padding_out():
@@ -261,6 +281,7 @@ INTEGRATORS = {
     "nve": nve(0.1),
     "langevin": langevin(0.1, 0.5, KT),
     "nose_hoover": nose_hoover(0.1, KT, 5.0),
+    "csvr": csvr(0.1, KT, 5.0),
 }
 
 
