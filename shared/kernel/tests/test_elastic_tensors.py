@@ -22,6 +22,7 @@ from mosaicmd.kernel.elastic_tensors import (
     project,
     rotate,
     strain_matrix,
+    strain_vector,
     stress_matrix,
     stress_vector,
     voigt_tensor,
@@ -52,6 +53,7 @@ def test_voigt_vectors_keep_work_and_hooke():
     np.testing.assert_allclose(stress @ strain, jnp.sum(by_tensor * eta), rtol=1e-12)
     np.testing.assert_array_equal(stress_vector(by_tensor.T), stress_vector(by_tensor))
     np.testing.assert_array_equal(voigt_tensor(tensor), stiffness)
+    np.testing.assert_allclose(strain_vector(eta), strain)
 
 
 def test_rotation_turns_every_index():

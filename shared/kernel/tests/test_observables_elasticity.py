@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from mosaicmd.kernel import units
-from mosaicmd.kernel.elastic_tensors import stress_vector
+from mosaicmd.kernel.elastic_tensors import strain_matrix, stress_vector
 from mosaicmd.kernel.graphs import edge_vectors, host_graph, sum_edges
-from mosaicmd.kernel.observables import elastic_constants, elastic_terms, evaluate_frames
+from mosaicmd.kernel.observables import (
+    elastic_constants,
+    elastic_constants_from_strain,
+    elastic_terms,
+    evaluate_frames,
+)
 from mosaicmd.kernel.potentials import evaluate
 from mosaicmd.kernel.statistics import reweighting_weights
 from mosaicmd.kernel.systems import from_ase, make_system, strained
@@ -154,6 +159,29 @@ def test_projection_keeps_what_symmetry_allows():
     np.testing.assert_allclose(np.diag(cubic)[3:], np.diag(raw)[3:].mean(), rtol=1e-10)
     np.testing.assert_allclose(cubic[0, 1:3], raw[:3, :3][np.triu_indices(3, 1)].mean(), rtol=1e-10)
     np.testing.assert_allclose(cubic[:3, 3:], 0.0, atol=1e-10)
+
+
+def test_cells_of_a_known_stiffness():
+    """Gaussian strains ``exp(-V e.C.e / (2 kT))`` of a triclinic cell give back C to 4 sigma."""
+    rng = np.random.default_rng(7)
+    root = rng.normal(size=(6, 6))
+    stiffness = 40.0 * np.eye(6) + 8.0 * root @ root.T  # GPa
+    cell = np.array([[9.0, 0.0, 0.0], [2.0, 8.0, 0.0], [-1.0, 3.0, 10.0]])
+    spread = np.linalg.inv(np.linalg.det(cell) * stiffness * units.GPA / KT)
+    strain = jnp.asarray(rng.multivariate_normal(np.zeros(6), spread, size=6000))
+    eta = jax.vmap(strain_matrix)(strain)
+    stretch = jax.vmap(lambda e: jax.scipy.linalg.sqrtm(jnp.eye(3) + 2.0 * e).real)(eta)
+    cells = jnp.asarray(cell) @ stretch
+    observable = elastic_constants_from_strain(kT=KT)
+    found, info = observable.estimate(cells)
+    assert (info.error < 0.04 * np.abs(found).max()).all()
+    np.testing.assert_array_less(np.abs(found - stiffness) / info.error, 4.5)
+    assert observable.cutoff is None
+    weights = jnp.asarray(rng.uniform(size=6000))
+    slope = jax.grad(lambda w: observable.estimate(cells, w)[0][3, 3])(weights)
+    h = 1e-4
+    ends = [observable.estimate(cells, weights.at[5].add(s * h))[0][3, 3] for s in (1.0, -1.0)]
+    np.testing.assert_allclose(slope[5], (ends[0] - ends[1]) / (2.0 * h), rtol=1e-5)
 
 
 def test_gradients_in_parameters_and_weights():

@@ -11,6 +11,7 @@ from ase.dft.kpoints import monkhorst_pack
 from ase.thermochemistry import HarmonicThermo
 
 from mosaicmd.kernel import units
+from mosaicmd.kernel.elasticity import follow_minimum
 from mosaicmd.kernel.graphs import edge_vectors, host_graph, sum_edges
 from mosaicmd.kernel.phonons import (
     dynamical_matrix,
@@ -27,13 +28,13 @@ from mosaicmd.kernel.systems import from_ase, make_system, pad_system
 EDGE = 4.0
 STIFFNESS = 1.5  # eV/Å²
 TO_THZ = units.PICOSECOND / (2.0 * np.pi)
-PARAMS = {"k": jnp.array(STIFFNESS)}
+PARAMS = {"k": jnp.array(STIFFNESS), "r0": jnp.array(EDGE / np.sqrt(2.0))}
 
 
 def springs(params, system, graph):
     """Half of ``k (r - r0)^2 / 2`` per end of an edge; at rest in fcc with edge 4 Å."""
     lengths = jnp.sqrt(jnp.sum(edge_vectors(system, graph) ** 2, axis=-1))
-    values = 0.25 * params["k"] * (lengths - EDGE / np.sqrt(2.0)) ** 2
+    values = 0.25 * params["k"] * (lengths - params["r0"]) ** 2
     return sum_edges(jnp.where(graph.mask, values, 0.0), graph, system.n_atoms)
 
 
@@ -185,18 +186,30 @@ def test_density_of_states_counts_the_modes(fcc_constants):
         np.testing.assert_allclose(moment, expected, rtol=2e-2)
 
 
-def test_frequencies_follow_the_stiffness(fcc_constants):
-    """All are proportional to its square root; also through degenerate modes and at zero."""
+def test_frequencies_follow_the_parameters(fcc_constants):
+    """Proportional to sqrt(k), through degenerate modes and at zero; and no matter of r0.
+
+    A longer spring stretches the crystal, which only with ``at`` relaxes on the way.
+    """
     wave_vectors = np.array([[0.0, 0.0, 0.0], [0.0, 0.3, 0.3], [0.1, 0.2, 0.37]])
     crystal = fcc()
+    graph = host_graph(crystal, 3.2)
 
-    def of_stiffness(k):
-        constants = force_constants(springs, {"k": k}, crystal, (3, 3, 3), cutoff=3.2)
+    def of_params(params):
+        at = follow_minimum(springs, params, crystal, graph)
+        constants = force_constants(springs, params, crystal, (3, 3, 3), cutoff=3.2, at=at)
         return frequencies_thz(constants, wave_vectors)
 
-    slope = jax.jit(jax.jacrev(of_stiffness))(jnp.array(STIFFNESS))
+    slope = jax.jit(jax.jacrev(of_params))(PARAMS)
     expected = frequencies_thz(fcc_constants, wave_vectors) / (2.0 * STIFFNESS)
-    np.testing.assert_allclose(slope, expected, rtol=1e-8)
+    np.testing.assert_allclose(slope["k"], expected, rtol=1e-8)
+    np.testing.assert_allclose(slope["r0"], 0.0, atol=1e-8)
+
+    def pinned(r0):
+        constants = force_constants(springs, PARAMS | {"r0": r0}, crystal, (3, 3, 3), cutoff=3.2)
+        return frequencies_thz(constants, wave_vectors)[1:]
+
+    assert np.abs(jax.jacrev(pinned)(PARAMS["r0"])).min() > 0.1
 
 
 def test_supercell_repeats_every_property():

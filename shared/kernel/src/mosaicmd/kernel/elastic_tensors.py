@@ -46,6 +46,11 @@ def strain_matrix(strain: Array) -> Array:
     return (strain / jnp.asarray(_SHEAR_FACTOR, strain.dtype))[_VOIGT_INDEX]
 
 
+def strain_vector(strain: Array) -> Array:
+    """The Voigt vector, with doubled shears, of a symmetric ``[3, 3]`` strain."""
+    return strain[_ROWS, _COLUMNS] * jnp.asarray(_SHEAR_FACTOR, strain.dtype)
+
+
 def stress_matrix(stress: Array) -> Array:
     """The symmetric ``[3, 3]`` stress of a Voigt vector."""
     return stress[_VOIGT_INDEX]

@@ -131,9 +131,11 @@ def relaxed_structure(
 ) -> System:
     """The nearest minimum of ``U + P V`` in positions and cell, by Newton's method.
 
-    For cells of up to some hundred atoms. Directions of negative curvature are descended,
-    soft ones not overstepped: no atom moves farther than 0.1 Å per step. Runs on the host;
-    :func:`follow_minimum` makes the result differentiable.
+    Exact enough for Hessians, for cells of up to some hundred atoms; what is larger, or far
+    from its minimum, is better left to :func:`mosaicmd.kernel.minimize.minimize`. Directions
+    of negative curvature are descended, soft ones not overstepped: no atom moves farther
+    than 0.1 Å per step. Runs on the host; :func:`follow_minimum` makes the result
+    differentiable.
 
     Args:
         energy_fn: per-atom energy function.

@@ -83,6 +83,7 @@ def force_constants(
     repeats: tuple[int, int, int],
     *,
     cutoff: float,
+    at: System | None = None,
 ) -> ForceConstants:
     """Force constants of a crystal at rest, from derivatives of the forces in a supercell.
 
@@ -97,6 +98,9 @@ def force_constants(
             rest: see :func:`mosaicmd.kernel.elasticity.relaxed_structure`.
         repeats: of the cell along its vectors.
         cutoff: of the energy function, Å.
+        at: the same structure with its derivative in the parameters, from
+            :func:`mosaicmd.kernel.elasticity.follow_minimum`, if the derivatives of the
+            result are to be those along the minimum; it may be traced.
 
     Raises:
         ValueError: for repeats below 1, padding, or a system that is not periodic.
@@ -114,7 +118,8 @@ def force_constants(
         large = supercell(primitive, repeats)
         graph = host_graph(large, cutoff)
         vectors, shares = _shortest_images(large, n_images)
-    values = _hessian_rows(energy_fn, params, large, graph, n_images)
+    moved = large if at is None else supercell(at, repeats)
+    values = _hessian_rows(energy_fn, params, moved, graph, n_images)
     return ForceConstants(values, primitive, large, vectors, shares)
 
 

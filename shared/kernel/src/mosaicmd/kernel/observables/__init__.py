@@ -7,7 +7,12 @@ functions of a trajectory.
 
 from mosaicmd.kernel.observables._observable import Info, Observable, jackknife_error
 from mosaicmd.kernel.observables.angles import adf, tetrahedral_order
-from mosaicmd.kernel.observables.elasticity import ElasticTerms, elastic_constants, elastic_terms
+from mosaicmd.kernel.observables.elasticity import (
+    ElasticTerms,
+    elastic_constants,
+    elastic_constants_from_strain,
+    elastic_terms,
+)
 from mosaicmd.kernel.observables.fluctuations import (
     heat_capacity,
     isothermal_compressibility,
@@ -76,6 +81,7 @@ __all__ = [
     "diffusion_coefficient",
     "dihedral",
     "elastic_constants",
+    "elastic_constants_from_strain",
     "elastic_terms",
     "evaluate_frames",
     "free_energy_surface",

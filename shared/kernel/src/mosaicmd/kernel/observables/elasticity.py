@@ -1,4 +1,4 @@
-"""Elastic constants at finite temperature from the fluctuations of the stress."""
+"""Elastic constants at finite temperature from fluctuations of the stress, or of the cell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaicmd.kernel.elastic_tensors import birch_coefficients, project, voigt_tensor
+from mosaicmd.kernel.elastic_tensors import (
+    birch_coefficients,
+    project,
+    strain_vector,
+    voigt_tensor,
+)
 from mosaicmd.kernel.elasticity import Kind, check_kind, strain_derivatives
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.observables._observable import Observable
@@ -72,8 +77,7 @@ def elastic_constants(
     """
     require_positive(name, kT=kT)
     check_kind(kind)
-    if rotations is not None and np.shape(rotations)[1:] != (3, 3):
-        raise ValueError(f"`rotations` must have shape [n, 3, 3], got {np.shape(rotations)}")
+    _check_rotations(rotations)
 
     def per_frame(params: object, system: System, graph: Graph | None, momenta: object) -> Array:
         graph = require_graph(graph, name, cutoff)
@@ -102,6 +106,48 @@ def elastic_constants(
     )
 
 
+def elastic_constants_from_strain(
+    *, kT: float, rotations: np.ndarray | None = None, name: str = "elastic_constants_npt_gpa"
+) -> Observable:
+    """Isothermal elastic constants, ``[6, 6]``, GPa, of a run with a flexible cell.
+
+    The compliance is ``<V> / kT`` times the covariance of the Lagrangian strain between the
+    mean cell and that of a frame. It needs no derivative of the potential, but many
+    independent frames at a hydrostatic pressure, and a cell that does not turn, as that of
+    :func:`mosaicmd.kernel.barostats.npt`. Under pressure these are Birch's coefficients.
+
+    Args:
+        kT: temperature of the frames, eV.
+        rotations: a point group to average over, as in :func:`elastic_constants`.
+        name: key in ``Trajectory.quantities``.
+
+    Raises:
+        ValueError: for a temperature that is not positive, or rotations of another shape.
+
+    References:
+        Parrinello & Rahman, J. Chem. Phys. 76, 2662 (1982).
+    """
+    require_positive(name, kT=kT)
+    _check_rotations(rotations)
+
+    def per_frame(params: object, system: System, graph: object, momenta: object) -> Array:
+        return system.cell
+
+    def combine(values: Array, weights: Array) -> Array:
+        cells = jnp.asarray(values, weights.dtype)
+        mean = jnp.tensordot(weights, cells, axes=1)
+        stretch = jnp.matmul(jnp.linalg.inv(mean)[None], cells, precision="highest")
+        eta = 0.5 * jnp.matmul(stretch, jnp.swapaxes(stretch, 1, 2), precision="highest")
+        strain = jax.vmap(strain_vector)(eta)
+        mean_volume = weights @ jnp.abs(jnp.linalg.det(cells))
+        stiffness = jnp.linalg.inv(mean_volume / kT * covariance(strain, strain, weights))
+        if rotations is not None:
+            stiffness = project(stiffness, jnp.asarray(rotations))
+        return stiffness / GPA
+
+    return Observable(name=name, unit="GPa", per_frame=per_frame, combine=combine)
+
+
 def elastic_terms(values: Array, weights: Array, *, kT: float) -> ElasticTerms:
     """The terms of elastic constants from what :func:`elastic_constants` stores per frame.
 
@@ -124,3 +170,8 @@ def elastic_terms(values: Array, weights: Array, *, kT: float) -> ElasticTerms:
         kinetic=mean[_IDEAL] * voigt_tensor(both),
         stress=mean[_STRESS] - mean[_IDEAL] * normal,
     )
+
+
+def _check_rotations(rotations: np.ndarray | None) -> None:
+    if rotations is not None and np.shape(rotations)[1:] != (3, 3):
+        raise ValueError(f"`rotations` must have shape [n, 3, 3], got {np.shape(rotations)}")
