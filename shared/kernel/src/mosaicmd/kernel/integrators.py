@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mosaicmd.kernel.constraints import Constraints
 from mosaicmd.kernel.momenta import (
     degrees_of_freedom,
     inverse_masses,
@@ -86,41 +87,49 @@ class LangevinBath(NamedTuple):
     kT: Array  # [], eV
 
 
-def nve(timestep: float, *, fixed_degrees: int = 3) -> Integrator:
+def nve(
+    timestep: float, *, fixed_degrees: int = 3, constraints: Constraints | None = None
+) -> Integrator:
     """Constant energy by velocity Verlet.
 
     Args:
         timestep: t.
         fixed_degrees: 3 where the total momentum is conserved (every potential of the
-            atoms' mutual distances); 0 in an external field.
+            atoms' mutual distances); 0 in an external field. Constraints count by themselves.
+        constraints: distances that stay what they are, by RATTLE.
 
     Raises:
         ValueError: for a time step that is not positive.
 
     References:
-        Swope, Andersen, Berens & Wilson, J. Chem. Phys. 76, 637 (1982).
+        Swope, Andersen, Berens & Wilson, J. Chem. Phys. 76, 637 (1982); Andersen, J. Comput.
+        Phys. 52, 24 (1983).
     """
     require_positive(timestep=timestep)
 
     def init(key: Array, system: System, momenta: Array, kT: float | Array | None) -> MDState:
         del kT
-        return at_rest(key, system, momenta, ())
+        return _allowed(at_rest(key, system, momenta, ()), constraints)
 
     def drift(state: MDState) -> MDState:
         momenta = state.momenta + 0.5 * timestep * state.forces
-        return _moved(state, momenta, timestep)
+        return _moved(state, momenta, timestep, constraints)
 
     def kick(state: MDState, evaluation: Evaluation) -> MDState:
-        return _kicked(evaluated(state, evaluation), timestep)
+        return _kicked(evaluated(state, evaluation), timestep, constraints)
 
     def conserved(state: MDState) -> Array:
         return state.energy + kinetic_energy(state.system, state.momenta)
 
     settings = {"integrator": "nve", "timestep": timestep, "fixed_degrees": fixed_degrees}
-    return Integrator(init, drift, kick, conserved, timestep, None, fixed_degrees, settings)
+    settings |= _settings_of(constraints)
+    fixed = fixed_degrees + _count(constraints)
+    return Integrator(init, drift, kick, conserved, timestep, None, fixed, settings)
 
 
-def langevin(timestep: float, friction: float, kT: float) -> Integrator:
+def langevin(
+    timestep: float, friction: float, kT: float, *, constraints: Constraints | None = None
+) -> Integrator:
     """Constant temperature by Langevin dynamics in the BAOAB splitting.
 
     Configurational averages carry an error of order ``timestep^2`` with a small
@@ -131,12 +140,14 @@ def langevin(timestep: float, friction: float, kT: float) -> Integrator:
         timestep: t.
         friction: collision rate, 1/t.
         kT: temperature, eV.
+        constraints: distances that stay what they are; each part of the splitting keeps them.
 
     Raises:
         ValueError: for a setting that is not positive.
 
     References:
-        Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34 (2013).
+        Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34 (2013); with constraints
+        Proc. R. Soc. A 472, 20160138 (2016).
     """
     require_positive(timestep=timestep, friction=friction, kT=kT)
     decay = math.exp(-friction * timestep)
@@ -144,24 +155,25 @@ def langevin(timestep: float, friction: float, kT: float) -> Integrator:
 
     def init(key: Array, system: System, momenta: Array, kT_bath: float | Array | None) -> MDState:
         bath = LangevinBath(initial_temperature(kT_bath, kT, system))
-        return at_rest(key, system, momenta, bath)
+        return _allowed(at_rest(key, system, momenta, bath), constraints)
 
     def drift(state: MDState) -> MDState:
         key, sub = jax.random.split(state.key)
         system, dtype = state.system, state.momenta.dtype
         momenta = state.momenta + 0.5 * timestep * state.forces  # B
-        state = _moved(state, momenta, 0.5 * timestep)  # A
+        state = _moved(state, momenta, 0.5 * timestep, constraints)  # A
         masses = jnp.where(system.mask, system.masses, 0.0)[:, None]
         noise = jax.random.normal(sub, state.momenta.shape, dtype)
         width = jnp.sqrt(spread * state.thermostat.kT * masses)
         momenta = decay * state.momenta + width * noise  # O
-        return _moved(state, momenta, 0.5 * timestep)._replace(key=key)  # A
+        return _moved(state, momenta, 0.5 * timestep, constraints)._replace(key=key)  # A
 
     def kick(state: MDState, evaluation: Evaluation) -> MDState:
-        return _kicked(evaluated(state, evaluation), timestep)  # B
+        return _kicked(evaluated(state, evaluation), timestep, constraints)  # B
 
     settings = {"integrator": "langevin", "timestep": timestep, "friction": friction, "kT": kT}
-    return Integrator(init, drift, kick, None, timestep, kT, 0, settings)
+    settings |= _settings_of(constraints)
+    return Integrator(init, drift, kick, None, timestep, kT, _count(constraints), settings)
 
 
 def nose_hoover(
@@ -171,6 +183,7 @@ def nose_hoover(
     chain_length: int = 3,
     *,
     fixed_degrees: int = 3,
+    constraints: Constraints | None = None,
 ) -> Integrator:
     """Constant temperature by a Nosé–Hoover chain, deterministic and time reversible.
 
@@ -183,6 +196,7 @@ def nose_hoover(
         relaxation_time: ``tau``, t; a good choice is 50 to 200 time steps.
         chain_length: number of links.
         fixed_degrees: as in :func:`nve`.
+        constraints: as in :func:`nve`.
 
     Raises:
         ValueError: for a setting that is not positive, or a relaxation time below ten
@@ -192,11 +206,16 @@ def nose_hoover(
         Martyna, Tuckerman, Tobias & Klein, Mol. Phys. 87, 1117 (1996).
     """
     chain = nose_hoover_chain(timestep, relaxation_time, chain_length)
-    return _thermostatted("nose_hoover", timestep, kT, chain, fixed_degrees)
+    return _thermostatted("nose_hoover", timestep, kT, chain, fixed_degrees, constraints)
 
 
 def csvr(
-    timestep: float, kT: float, relaxation_time: float, *, fixed_degrees: int = 3
+    timestep: float,
+    kT: float,
+    relaxation_time: float,
+    *,
+    fixed_degrees: int = 3,
+    constraints: Constraints | None = None,
 ) -> Integrator:
     """Constant temperature by canonical sampling through velocity rescaling.
 
@@ -210,6 +229,7 @@ def csvr(
         relaxation_time: in which the kinetic energy forgets, t; any choice samples the
             canonical ensemble, 50 to 500 time steps hardly change the dynamics.
         fixed_degrees: as in :func:`nve`.
+        constraints: as in :func:`nve`.
 
     Raises:
         ValueError: for a setting that is not positive.
@@ -218,27 +238,33 @@ def csvr(
         Bussi, Donadio & Parrinello, J. Chem. Phys. 126, 014101 (2007).
     """
     bath = stochastic_rescaling(timestep, relaxation_time)
-    return _thermostatted("csvr", timestep, kT, bath, fixed_degrees)
+    return _thermostatted("csvr", timestep, kT, bath, fixed_degrees, constraints)
 
 
 def _thermostatted(
-    name: str, timestep: float, kT: float, thermostat: Thermostat, fixed_degrees: int
+    name: str,
+    timestep: float,
+    kT: float,
+    thermostat: Thermostat,
+    fixed_degrees: int,
+    constraints: Constraints | None,
 ) -> Integrator:
     """Velocity Verlet between two half steps of a thermostat that rescales momenta."""
     require_positive(kT=kT)
+    fixed = fixed_degrees + _count(constraints)
 
     def init(key: Array, system: System, momenta: Array, kT_bath: float | Array | None) -> MDState:
-        degrees = degrees_of_freedom(system, fixed_degrees)
+        degrees = degrees_of_freedom(system, fixed)
         bath = thermostat.init(initial_temperature(kT_bath, kT, system), degrees)
-        return at_rest(key, system, momenta, bath)
+        return _allowed(at_rest(key, system, momenta, bath), constraints)
 
     def drift(state: MDState) -> MDState:
         state = rescaled(thermostat, state)
         momenta = state.momenta + 0.5 * timestep * state.forces
-        return _moved(state, momenta, timestep)
+        return _moved(state, momenta, timestep, constraints)
 
     def kick(state: MDState, evaluation: Evaluation) -> MDState:
-        return rescaled(thermostat, _kicked(evaluated(state, evaluation), timestep))
+        return rescaled(thermostat, _kicked(evaluated(state, evaluation), timestep, constraints))
 
     def conserved(state: MDState) -> Array:
         kinetic = kinetic_energy(state.system, state.momenta)
@@ -246,7 +272,8 @@ def _thermostatted(
 
     settings = {"integrator": name, "timestep": timestep, "kT": kT}
     settings |= {**thermostat.settings, "fixed_degrees": fixed_degrees}
-    return Integrator(init, drift, kick, conserved, timestep, kT, fixed_degrees, settings)
+    settings |= _settings_of(constraints)
+    return Integrator(init, drift, kick, conserved, timestep, kT, fixed, settings)
 
 
 def rescaled(thermostat: Thermostat, state: MDState) -> MDState:
@@ -279,13 +306,40 @@ def initial_temperature(kT: float | Array | None, default: float, system: System
     return jnp.asarray(default if kT is None else kT, system.positions.dtype)
 
 
-def _moved(state: MDState, momenta: Array, time: float) -> MDState:
-    """The state after free flight with new momenta."""
-    system = state.system
-    positions = system.positions + time * inverse_masses(system) * momenta
-    return state._replace(system=system._replace(positions=positions), momenta=momenta)
+def _moved(state: MDState, momenta: Array, time: float, constraints: Constraints | None) -> MDState:
+    """The state after free flight with new momenta, or flight along the constraints."""
+    start = state.system
+    positions = start.positions + time * inverse_masses(start) * momenta
+    system = start._replace(positions=positions)
+    if constraints is not None:
+        system = constraints.positioned(system, start)
+        masses = jnp.where(system.mask, system.masses, 0.0)[:, None]
+        momenta = momenta + masses * (system.positions - positions) / time
+        momenta = constraints.tangent(system, momenta)
+    return state._replace(system=system, momenta=momenta)
 
 
-def _kicked(state: MDState, timestep: float) -> MDState:
+def _kicked(state: MDState, timestep: float, constraints: Constraints | None) -> MDState:
     """The state, its momenta half a time step further."""
-    return state._replace(momenta=state.momenta + 0.5 * timestep * state.forces)
+    momenta = state.momenta + 0.5 * timestep * state.forces
+    if constraints is not None:
+        momenta = constraints.tangent(state.system, momenta)
+    return state._replace(momenta=momenta)
+
+
+def _allowed(state: MDState, constraints: Constraints | None) -> MDState:
+    """The state with positions and momenta that obey the constraints."""
+    if constraints is None:
+        return state
+    system = constraints.positioned(state.system, state.system)
+    return state._replace(system=system, momenta=constraints.tangent(system, state.momenta))
+
+
+def _count(constraints: Constraints | None) -> int:
+    return 0 if constraints is None else constraints.count
+
+
+def _settings_of(constraints: Constraints | None) -> dict[str, Any]:
+    if constraints is None:
+        return {}
+    return {"constraints": {"count": constraints.count, "checksum": constraints.checksum}}
