@@ -2,6 +2,22 @@
 
 from importlib.metadata import version
 
+from mosaicmd.gnn_models.boltzmann_inversion import (
+    DihedralPrior,
+    HarmonicPrior,
+    dihedral_prior,
+    harmonic_prior,
+)
+from mosaicmd.gnn_models.bonded import (
+    HarmonicAngleConfig,
+    HarmonicBondConfig,
+    HarmonicImproperConfig,
+    PeriodicDihedralConfig,
+    harmonic_angle,
+    harmonic_bond,
+    harmonic_improper,
+    periodic_dihedral,
+)
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
 from mosaicmd.gnn_models.morse import MorseConfig, morse
 from mosaicmd.gnn_models.pair_spline import PairSplineConfig, pair_spline
@@ -18,17 +34,29 @@ from mosaicmd.gnn_models.zbl import ZBLConfig, zbl
 __version__ = version("mosaicmd-gnn-models")
 
 __all__ = [
+    "DihedralPrior",
+    "HarmonicAngleConfig",
+    "HarmonicBondConfig",
+    "HarmonicImproperConfig",
+    "HarmonicPrior",
     "LennardJonesConfig",
     "MorseConfig",
     "PairSplineConfig",
+    "PeriodicDihedralConfig",
     "SoftRepulsionConfig",
     "StillingerWeberPairConfig",
     "ThreeBodyConfig",
     "ZBLConfig",
     "__version__",
+    "dihedral_prior",
+    "harmonic_angle",
+    "harmonic_bond",
+    "harmonic_improper",
+    "harmonic_prior",
     "lennard_jones",
     "morse",
     "pair_spline",
+    "periodic_dihedral",
     "soft_repulsion",
     "stillinger_weber",
     "stillinger_weber_pair",
