@@ -71,7 +71,7 @@ def test_rigid_waters_keep_their_shape_and_energy():
     def fluctuation(timestep):
         integrator = nve(timestep, constraints=constraints)
         assert degrees_of_freedom(system, integrator.fixed_degrees) == 72 - 24 - 3
-        _, found = simulate(integrator, system, round(200 * FEMTOSECOND / timestep), 1, kT=KT)
+        _, found = simulate(integrator, system, round(100 * FEMTOSECOND / timestep), 1, kT=KT)
         lengths = lengths_of(np.asarray(found.systems.positions), pairs)
         np.testing.assert_allclose(lengths, np.broadcast_to(expected, lengths.shape), atol=1e-4)
         np.testing.assert_allclose(lengths, lengths[:1].repeat(len(lengths), 0), atol=1e-10)
@@ -159,13 +159,13 @@ def test_thermostats_count_the_degrees_that_are_left(thermostat):
     constraints = rigid_distances(wrapped, pairs)
     np.testing.assert_allclose(constraints.lengths, np.tile([1.0, 1.0, 1.633], (8, 1)), atol=1e-4)
     integrator = thermostat(1.0 * FEMTOSECOND, KT, 40 * FEMTOSECOND, constraints=constraints)
-    _, found = simulate(integrator, wrapped, 4000, 10, replicas=8)
-    temperature = np.asarray(found.quantities["temperature_kelvin"])[100:].mean(axis=0)
+    _, found = simulate(integrator, wrapped, 1500, 10, replicas=8)
+    temperature = np.asarray(found.quantities["temperature_kelvin"])[30:].mean(axis=0)
     error = temperature.std(ddof=1) / np.sqrt(8.0)
     assert abs(temperature.mean() - 300.0) < 4.0 * max(error, 1.0)
     moved = found.systems.positions[-1] - found.systems.positions[0]
     whole = np.asarray(system.positions)[pairs[:, 1]] - np.asarray(system.positions)[pairs[:, 0]]
-    assert np.abs(moved).max() > 0.3
+    assert np.abs(moved).max() > 0.2
     assert np.linalg.norm(whole, axis=1).max() < 1.7
 
 
