@@ -2,6 +2,31 @@
 
 from importlib.metadata import version
 
+from mosaicmd.qeq_longrange.coulomb import CoulombConfig, coulomb
+from mosaicmd.qeq_longrange.electrostatics import (
+    coulomb_energy,
+    coulomb_matrix,
+    coulomb_operator,
+    coulomb_potentials,
+)
+from mosaicmd.qeq_longrange.planning import plan_coulomb
+from mosaicmd.qeq_longrange.plans import CoulombPlan, DirectPlan, EwaldPlan, MeshPlan
+from mosaicmd.qeq_longrange.short_range import Exclusions
+
 __version__ = version("mosaicmd-qeq-longrange")
 
-__all__ = ["__version__"]
+__all__ = [
+    "CoulombConfig",
+    "CoulombPlan",
+    "DirectPlan",
+    "EwaldPlan",
+    "Exclusions",
+    "MeshPlan",
+    "__version__",
+    "coulomb",
+    "coulomb_energy",
+    "coulomb_matrix",
+    "coulomb_operator",
+    "coulomb_potentials",
+    "plan_coulomb",
+]
