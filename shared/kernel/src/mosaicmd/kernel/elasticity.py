@@ -65,12 +65,15 @@ def strain_derivatives(
     """
     energy = _energy_of_strain(energy_fn, params, system, graph)
 
-    def slope_twice(strain: Array) -> tuple[Array, Array]:
-        slope = jax.grad(energy, argnums=1)(jnp.zeros_like(system.positions), strain)
-        return slope, slope
+    def slope(strain: Array) -> Array:
+        return jax.grad(energy, argnums=1)(jnp.zeros_like(system.positions), strain)
 
-    zero = jnp.zeros(6, system.positions.dtype)
-    stiffness, stress = jax.jacfwd(slope_twice, has_aux=True)(zero)
+    # One at a time: on a CPU faster than side by side, and a sixth of the memory.
+    unstrained = jnp.zeros(6, system.positions.dtype)
+    stresses, stiffness = jax.lax.map(
+        lambda unit: jax.jvp(slope, (unstrained,), (unit,)), jnp.eye(6, dtype=unstrained.dtype)
+    )
+    stress = stresses[0]
     return StrainDerivatives(stress / volume(system), stiffness / volume(system))
 
 
