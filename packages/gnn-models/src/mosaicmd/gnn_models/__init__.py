@@ -18,6 +18,13 @@ from mosaicmd.gnn_models.bonded import (
     harmonic_improper,
     periodic_dihedral,
 )
+from mosaicmd.gnn_models.embedded_atom import (
+    PowerEmbeddingConfig,
+    SplineEmbeddingConfig,
+    power_embedding,
+    spline_embedding,
+    sutton_chen,
+)
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
 from mosaicmd.gnn_models.morse import MorseConfig, morse
 from mosaicmd.gnn_models.pair_spline import PairSplineConfig, pair_spline
@@ -43,7 +50,9 @@ __all__ = [
     "MorseConfig",
     "PairSplineConfig",
     "PeriodicDihedralConfig",
+    "PowerEmbeddingConfig",
     "SoftRepulsionConfig",
+    "SplineEmbeddingConfig",
     "StillingerWeberPairConfig",
     "ThreeBodyConfig",
     "ZBLConfig",
@@ -57,9 +66,12 @@ __all__ = [
     "morse",
     "pair_spline",
     "periodic_dihedral",
+    "power_embedding",
     "soft_repulsion",
+    "spline_embedding",
     "stillinger_weber",
     "stillinger_weber_pair",
+    "sutton_chen",
     "tail_correction",
     "three_body",
     "zbl",

@@ -73,8 +73,9 @@ def truncated(
 def polynomial_switch(distances: Array, onset: float, cutoff: float) -> Array:
     """One below ``onset``, zero beyond ``cutoff``, twice continuously differentiable.
 
-    In between ``1 - 10 x^3 + 15 x^4 - 6 x^5`` with ``x = (r - onset) / (cutoff - onset)``,
-    the polynomial of least degree whose first two derivatives vanish at both ends.
+    In between ``10 y^3 - 15 y^4 + 6 y^5`` with ``y = (cutoff - r) / (cutoff - onset)``, the
+    polynomial of least degree whose first two derivatives vanish at both ends. Written in
+    ``y``, it has full relative precision next to the cutoff.
 
     Args:
         distances: Å, any shape and floating-point type.
@@ -86,5 +87,5 @@ def polynomial_switch(distances: Array, onset: float, cutoff: float) -> Array:
     """
     if not 0.0 <= onset < cutoff:
         raise ValueError(f"`onset` {onset} Å must lie in [0, cutoff={cutoff} Å)")
-    x = jnp.clip((distances - onset) / (cutoff - onset), 0.0, 1.0)
-    return 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
+    y = jnp.clip((cutoff - distances) / (cutoff - onset), 0.0, 1.0)
+    return y**3 * (10.0 - y * (15.0 - 6.0 * y))

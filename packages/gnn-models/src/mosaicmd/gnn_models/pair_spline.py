@@ -7,19 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from pydantic import model_validator
 
 from mosaicmd.gnn_models.pairs import check_species, pair_index, species_pairs
+from mosaicmd.gnn_models.splines import piecewise_cubic, spline_pieces
 from mosaicmd.kernel.config import Config, Length, load_config
 from mosaicmd.kernel.graphs import Graph, edge_components, sum_edges
 from mosaicmd.kernel.potentials import Potential
 from mosaicmd.kernel.systems import System
 
 Array = jax.Array
-
-_BASIS = np.array([[1, -3, 3, -1], [4, 0, -6, 3], [1, 3, 3, -3], [0, 0, 0, 1]]) / 6.0
-"""Rows: the four cubic B-splines alive on an interval, as polynomials in ``t`` in [0, 1]."""
 
 
 class PairSplineConfig(Config):
@@ -64,7 +61,6 @@ def pair_spline(config: PairSplineConfig) -> Potential:
     labels = config.species
     n_pairs = 1 if labels is None else len(species_pairs(labels))
     n_intervals = config.n_coefficients + 3
-    to_polynomials = jnp.asarray(_BASIS)
 
     def init(key: Array) -> dict[str, Array]:
         del key
@@ -74,7 +70,8 @@ def pair_spline(config: PairSplineConfig) -> Potential:
         x, y, z = edge_components(system, graph)
         distances = jnp.sqrt(x * x + y * y + z * z)
         coefficients = params["coefficients"].astype(distances.dtype)
-        table = _polynomials(coefficients, to_polynomials.astype(distances.dtype))
+        # with one empty interval on either side
+        pieces = spline_pieces(jnp.pad(coefficients, ((0, 0), (4, 4))))
         # (r - r_min) / h, clipped into the empty intervals at either end of the table
         scaled = (distances - config.r_min) / config.spacing
         scaled = jnp.clip(scaled, -0.5, n_intervals + 0.5)
@@ -83,10 +80,7 @@ def pair_spline(config: PairSplineConfig) -> Potential:
         row = interval + 1
         if labels is not None:
             row = row + (n_intervals + 2) * pair_index(labels, system, graph)
-        c0, c1, c2, c3 = (
-            table[:, power].at[row].get(mode="promise_in_bounds") for power in range(4)
-        )
-        values = 0.5 * (c0 + t * (c1 + t * (c2 + t * c3)))
+        values = 0.5 * piecewise_cubic(pieces, row, t)
         return sum_edges(values, graph, system.n_atoms)
 
     return Potential(
@@ -116,14 +110,3 @@ def spline_basis(config: PairSplineConfig, distances: Array) -> Array:
     inner = (4.0 - 6.0 * s**2 + 3.0 * s**3) / 6.0
     outer = (2.0 - s) ** 3 / 6.0
     return jnp.where(s < 1.0, inner, jnp.where(s < 2.0, outer, 0.0))
-
-
-def _polynomials(coefficients: Array, basis: Array) -> Array:
-    """Monomial coefficients per interval, ``[n_pairs * (n_intervals + 2), 4]``.
-
-    One empty interval is added on either side.
-    """
-    padded = jnp.pad(coefficients, ((0, 0), (4, 4)))
-    n_rows = coefficients.shape[1] + 5
-    windows = jnp.stack([padded[:, m : m + n_rows] for m in range(4)], axis=-1)
-    return (windows @ basis).reshape(-1, 4)

@@ -20,15 +20,22 @@ def species_pairs(species: Sequence[int]) -> list[tuple[int, int]]:
     return list(combinations_with_replacement(species, 2))
 
 
+def species_index(species: Sequence[int], system: System) -> Array:
+    """Index into ``species`` of every atom, shape ``[n_atoms]``, int32.
+
+    Atoms that ``species`` lacks (masked ones) get some valid index.
+    """
+    order = np.argsort(species)
+    found = jnp.searchsorted(jnp.asarray(np.asarray(species)[order]), system.species)
+    return jnp.asarray(order, jnp.int32)[jnp.minimum(found, len(species) - 1)]
+
+
 def pair_index(species: Sequence[int], system: System, graph: Graph) -> Array:
     """Index into :func:`species_pairs` of every edge, shape ``[n_edges]``, int32.
 
     Edges of atoms that ``species`` lacks (masked ones) get some valid index.
     """
-    n = len(species)
-    order = np.argsort(species)
-    found = jnp.searchsorted(jnp.asarray(np.asarray(species)[order]), system.species)
-    kind = jnp.asarray(order, jnp.int32)[jnp.minimum(found, n - 1)]
+    n, kind = len(species), species_index(species, system)
     ends = kind[graph.receivers], kind[graph.senders]
     low, high = jnp.minimum(*ends), jnp.maximum(*ends)
     return low * n - low * (low - 1) // 2 + high - low
