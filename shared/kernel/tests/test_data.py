@@ -307,6 +307,119 @@ def test_npz_that_would_unpickle_is_refused(tmp_path):
     refused(tmp_path / "c.npz", "has no array `positions`", "['x']")
 
 
+def frames_with_labels():
+    """Three frames of five atoms in a cell, as arrays in the units of the kernel."""
+    rng = np.random.default_rng(0)
+    cell = np.diag([9.0, 10.0, 11.0])
+    return {
+        "positions": rng.uniform(0.5, 8.5, (3, 5, 3)),
+        "numbers": np.array([6, 7, 6, 6, 8]),
+        "cell": cell,
+        "energies": np.array([-1.0, -2.0, -3.0]),
+        "forces": rng.normal(size=(3, 5, 3)),
+        "stress": rng.normal(size=(3, 6)),
+        "charges": rng.normal(size=(3, 5)),
+        "total_charge": np.array([0.0, 1.0, -1.0]),
+    }
+
+
+def write_hdf5(path, groups):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for group, arrays in groups.items():
+            for name, array in arrays.items():
+                file.create_dataset(f"{group}/{name}", data=array)
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5", "hdf5"])
+def test_every_label_of_an_array_file_is_read(tmp_path, kind):
+    arrays = frames_with_labels()
+    path = tmp_path / f"a.{kind}"
+    if kind == "npz":
+        np.savez(path, **arrays)
+    else:
+        write_hdf5(path, {"": arrays})
+    structures = read_structures(path, min_distance=0.0)
+    for frame, atoms in enumerate(structures):
+        labels = labels_of(atoms)
+        np.testing.assert_array_equal(atoms.positions, arrays["positions"][frame])
+        np.testing.assert_array_equal(atoms.numbers, arrays["numbers"])
+        np.testing.assert_array_equal(atoms.cell.array, arrays["cell"])
+        assert atoms.pbc.all()
+        assert labels.energy == arrays["energies"][frame]
+        np.testing.assert_array_equal(labels.forces, arrays["forces"][frame])
+        np.testing.assert_array_equal(atoms.get_stress(), arrays["stress"][frame])
+        assert labels.stress[0, 1] == arrays["stress"][frame, 5]  # xy is the last
+        np.testing.assert_array_equal(labels.charges, arrays["charges"][frame])
+        assert labels.total_charge == arrays["total_charge"][frame]
+    assert len(structures) == 3
+
+
+def test_groups_of_hdf5_are_molecules_with_units_and_names_of_their_own(tmp_path):
+    """Written like SPICE: Bohr, Hartree, and gradients instead of forces."""
+    rng = np.random.default_rng(1)
+    groups = {
+        name: {
+            "conformations": rng.uniform(0.0, 20.0, (2, len(symbols), 3)),
+            "atomic_numbers": np.array(symbols, dtype="S2"),
+            "dft_total_energy": np.array([-1.0, -1.5]),
+            "dft_total_gradient": rng.normal(size=(2, len(symbols), 3)),
+        }
+        for name, symbols in (("water", ["O", "H", "H"]), ("set/hydrogen chloride", ["H", "Cl"]))
+    }
+    write_hdf5(tmp_path / "a.h5", groups)
+    structures = read_structures(
+        tmp_path / "a.h5",
+        length_unit="bohr",
+        energy_unit="hartree",
+        names={"energy": "dft_total_energy", "forces": "-dft_total_gradient"},
+    )
+    assert [str(atoms.symbols) for atoms in structures] == ["HCl", "HCl", "OH2", "OH2"]
+    water = groups["water"]
+    atoms, labels = structures[3], labels_of(structures[3])
+    np.testing.assert_allclose(atoms.positions, water["conformations"][1] * units.BOHR)
+    assert labels.energy == pytest.approx(-1.5 * units.HARTREE, rel=1e-14)
+    expected = -water["dft_total_gradient"][1] * units.HARTREE / units.BOHR
+    np.testing.assert_allclose(labels.forces, expected, rtol=1e-13)
+    assert not atoms.pbc.any()
+
+
+def test_faults_in_array_files_are_named(tmp_path):
+    arrays = frames_with_labels()
+    write_hdf5(tmp_path / "a.h5", {"one": arrays, "two": arrays | {"forces": np.zeros((3, 4, 3))}})
+    refused(tmp_path / "a.h5", "group /two: `forces` must have shape (3, 5, 3), got (3, 4, 3)")
+    refused(tmp_path / "a.h5", "group /one: has no array `E0` for `energy`", names={"energy": "E0"})
+    refused(tmp_path / "a.h5", "`names` knows", "not ['force']", names={"force": "F"})
+    write_hdf5(tmp_path / "b.h5", {"": arrays | {"numbers": np.array(["Qq"] * 5, "S2")}})
+    refused(tmp_path / "b.h5", "['Qq'], which are no elements")
+    write_hdf5(tmp_path / "c.h5", {"": {"x": np.zeros(3)}})
+    refused(tmp_path / "c.h5", "has no array `positions`", "['x']")
+    (tmp_path / "d.h5").write_bytes(b"no HDF5")
+    refused(tmp_path / "d.h5", "damaged or no .h5 file")
+    refused(tmp_path / "e.h5", "does not exist")
+    (tmp_path / "a.gro").write_text(GRO)
+    refused(tmp_path / "a.gro", "the format .gro fixes its names", names={"energy": "E"})
+
+
+def test_labels_in_extxyz_have_the_names_they_are_given(tmp_path, silicon):
+    """As many data sets write them, so that no reader takes them for its own results."""
+    bare = silicon.copy()
+    bare.info["REF_energy"] = -43.5
+    bare.info["REF_stress"] = np.diag([1.0, 2.0, 3.0]) * 1e-3
+    bare.arrays["REF_forces"] = np.arange(24.0).reshape(8, 3)
+    plain = silicon.copy()
+    ase.io.write(tmp_path / "a.extxyz", [bare, plain], format="extxyz")
+    assert labels_of(read_structures(tmp_path / "a.extxyz")[0]).forces is None
+    names = {"energy": "REF_energy", "forces": "-REF_forces", "stress": "REF_stress"}
+    first, second = map(labels_of, read_structures(tmp_path / "a.extxyz", names=names))
+    assert first.energy == -43.5
+    np.testing.assert_allclose(np.asarray(first.forces), -np.arange(24.0).reshape(8, 3))
+    np.testing.assert_allclose(np.asarray(first.stress), np.diag([1.0, 2.0, 3.0]) * 1e-3)
+    assert (second.energy, second.forces) == (None, None)
+    refused(tmp_path / "a.extxyz", "no frame has `DFT_energy`", names={"energy": "DFT_energy"})
+
+
 def test_crystal_file_is_read_through_ase(tmp_path):
     ase.io.write(tmp_path / "a.cif", ase.build.bulk("Ti"))
     (atoms,) = read_structures(tmp_path / "a.cif")

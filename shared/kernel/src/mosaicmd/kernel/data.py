@@ -7,12 +7,20 @@ import io
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
+from mosaicmd.kernel._array_files import (
+    LABEL_NAMES,
+    attach,
+    attach_named,
+    read_hdf5,
+    read_npz,
+)
 from mosaicmd.kernel._named_atoms import (
     DataError,
     Masses,
@@ -43,14 +51,9 @@ __all__ = [
 ]
 
 _READ_BY_ASE = {".cif": "cif", ".vasp": "vasp", ".poscar": "vasp", ".traj": "traj"}
+_HDF5 = (".h5", ".hdf5")
+_UNITS_VARY = (".xyz", ".extxyz", ".npz", *_HDF5)
 _PARSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError)
-_NPZ_NAMES = {
-    "positions": ("positions", "coordinates", "R"),
-    "forces": ("forces", "F"),
-    "energy": ("energy", "energies", "E"),
-    "cell": ("cell",),
-    "numbers": ("numbers", "atomic_numbers", "species", "Z", "z"),
-}
 
 
 class Labels(NamedTuple):
@@ -79,13 +82,16 @@ def read_structures(
     masses: Masses | None = None,
     length_unit: str = "A",
     energy_unit: str = "eV",
+    names: Mapping[str, str] | None = None,
     min_distance: float = 0.3,
 ) -> list[ase.Atoms]:
     """Every structure of a file as ``ase.Atoms``, lengths in Å, energies in eV.
 
-    Reads .xyz, .extxyz, .gro, .pdb and .npz, also with .gz, and .cif, .vasp, .traj. The
-    arrays of an .npz file are ``positions`` or ``coordinates`` (``[n_frames, n_atoms,
-    3]``), and optionally ``forces``, ``energies``, ``cell`` and ``numbers``.
+    Reads .xyz, .extxyz, .gro and .pdb, also with .gz, .npz, .h5 and .hdf5, and .cif, .vasp,
+    .traj. The arrays of .npz, and of every group of an HDF5 file, are ``positions`` or
+    ``coordinates`` (``[n_frames, n_atoms, 3]``), and optionally ``forces``, ``energies``,
+    ``stress`` (``[n_frames, 3, 3]``, or ``6`` in the order xx, yy, zz, yz, xz, xy),
+    ``charges``, ``dipole``, ``total_charge``, ``cell``, ``pbc`` and ``numbers`` or symbols.
 
     Args:
         path: the file.
@@ -93,8 +99,11 @@ def read_structures(
             (``{"CG0": 1}``), or one per atom. Names that are no elements need this.
         masses: by atom name, or one for all atoms, u; needed where ``species`` gives
             labels instead of element symbols.
-        length_unit: of the numbers in .xyz, .extxyz and .npz, for example ``"nm"``.
+        length_unit: of the numbers in .xyz, .extxyz, .npz and HDF5, for example ``"nm"``.
         energy_unit: of the energies there, for example ``"kcal/mol"``.
+        names: what labels are called in these files, where they are not found by
+            themselves, for example ``{"energy": "REF_energy"}``. A minus in front changes
+            the sign: ``{"forces": "-gradient"}``.
         min_distance: two atoms closer than this are an error, Å; 0 allows anything.
 
     Raises:
@@ -104,29 +113,37 @@ def read_structures(
     path = Path(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = ([s for s in suffixes if s != ".gz"] or [""])[-1]
+    names = {} if names is None else names
+    if unknown := sorted(set(names) - set(LABEL_NAMES)):
+        raise DataError(f"{path}: `names` knows {list(LABEL_NAMES)}, not {unknown}")
     scales = (_scale(length_unit, "length"), _scale(energy_unit, "energy"))
-    if scales != (1.0, 1.0) and kind not in (".xyz", ".extxyz", ".npz"):
+    if scales != (1.0, 1.0) and kind not in _UNITS_VARY:
         raise DataError(
             f"{path}: the format {kind} fixes its units; leave `length_unit` and `energy_unit` out"
         )
+    if names and kind not in _UNITS_VARY:
+        raise DataError(f"{path}: the format {kind} fixes its names; leave `names` out")
     try:
         if kind in (".gro", ".pdb"):
             parse = parse_gro if kind == ".gro" else parse_pdb
             structures = [from_names(frame, species, masses) for frame in parse(_text(path))]
         elif kind in (".xyz", ".extxyz"):
             structures = _read_xyz(_text(path), species, masses)
+            attach_named(structures, names)
         elif kind == ".npz":
-            structures = _read_npz(path, species, masses)
+            structures = read_npz(path, species, masses, names)
+        elif kind in _HDF5:
+            structures = read_hdf5(path, species, masses, names)
         elif kind in _READ_BY_ASE:
             structures = _read_ase(path, _READ_BY_ASE[kind], species, masses)
         else:
-            known = ".xyz, .extxyz, .gro, .pdb, .npz, .cif, .vasp or .traj"
+            known = ".xyz, .extxyz, .gro, .pdb, .npz, .h5, .cif, .vasp or .traj"
             raise DataError(f"format {kind!r} is unknown; convert it to {known}")
         if not structures or not all(map(len, structures)):
             raise DataError("holds no structure, or one without atoms")
         for index, atoms in enumerate(structures):
             _rescale(atoms, *scales)
-            _check(atoms, f"frame {index}", min_distance, kind in (".xyz", ".extxyz", ".npz"))
+            _check(atoms, f"frame {index}", min_distance, kind in _UNITS_VARY)
     except FileNotFoundError:
         raise DataError(f"structure file {path} does not exist") from None
     except DataError as error:
@@ -145,6 +162,8 @@ def labels_of(atoms: ase.Atoms) -> Labels:
     stress = results.get("stress")
     if stress is not None and np.shape(stress) == (6,):
         stress = voigt_6_to_full_3x3_stress(stress)
+    elif stress is not None and np.shape(stress) == (9,):
+        stress = np.reshape(stress, (3, 3))
     dipole = results.get("dipole", atoms.info.get("dipole"))
     energy, total_charge = results.get("energy"), atoms.info.get("total_charge")
     return Labels(
@@ -198,39 +217,7 @@ def _read_xyz(text: str, species: Species | None, masses: Masses | None) -> list
         if species is not None:
             atoms.numbers[:] = labels_of_names(found, species, masses)
         set_masses(atoms, found, masses)
-        _attach(atoms, results)
-    return structures
-
-
-def _read_npz(path: Path, species: Species | None, masses: Masses | None) -> list[ase.Atoms]:
-    import ase
-
-    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        given = {name: archive[name] for name in archive.files}
-    arrays = {}
-    for name, spellings in _NPZ_NAMES.items():
-        if present := [spelling for spelling in spellings if spelling in given]:
-            arrays[name] = given[present[0]]
-    if "positions" not in arrays:
-        raise DataError(f"has no array `positions` or `coordinates`; it has {sorted(given)}")
-    positions = arrays["positions"]
-    positions = positions[None] if positions.ndim == 2 else positions
-    n_frames, n_atoms = positions.shape[:2]
-    for name, shape in (("forces", positions.shape), ("energy", (n_frames,))):
-        if name in arrays:
-            arrays[name] = arrays[name].reshape(shape)
-    if species is None and "numbers" not in arrays:
-        raise DataError(f"has no array `numbers`; give `species`, one for each of {n_atoms} atoms")
-    names = [str(index) for index in range(n_atoms)]
-    numbers = arrays["numbers"] if species is None else labels_of_names(names, species, masses)
-    cells = arrays.get("cell")
-    structures = []
-    for frame in range(n_frames):
-        cell = None if cells is None else cells if cells.ndim == 2 else cells[frame]
-        atoms = ase.Atoms(numbers, positions[frame], cell=cell, pbc=cell is not None)
-        set_masses(atoms, names, masses)
-        _attach(atoms, {k: arrays[k][frame] for k in ("energy", "forces") if k in arrays})
-        structures.append(atoms)
+        attach(atoms, results)
     return structures
 
 
@@ -245,19 +232,12 @@ def _read_ase(
         if species is not None:
             atoms.numbers[:] = labels_of_names(names, species, masses)
         set_masses(atoms, names, masses)
-        _attach(atoms, results)
+        attach(atoms, results)
     return structures
 
 
 def _results(atoms: ase.Atoms) -> dict[str, Any]:
     return {} if atoms.calc is None else dict(atoms.calc.results)
-
-
-def _attach(atoms: ase.Atoms, results: dict[str, Any]) -> None:
-    """Make ``atoms.get_forces()`` and the like return these results."""
-    from ase.calculators.singlepoint import SinglePointCalculator
-
-    atoms.calc = SinglePointCalculator(atoms, **results) if results else None
 
 
 def _rescale(atoms: ase.Atoms, length: float, energy: float) -> None:
@@ -273,7 +253,7 @@ def _rescale(atoms: ase.Atoms, length: float, energy: float) -> None:
         results["dipole"] = results["dipole"] * length
     atoms.positions *= length
     atoms.set_cell(atoms.cell.array * length)
-    _attach(atoms, results)
+    attach(atoms, results)
 
 
 def _check(atoms: ase.Atoms, where: str, min_distance: float, may_be_nm: bool) -> None:
