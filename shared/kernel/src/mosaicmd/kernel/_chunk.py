@@ -18,7 +18,7 @@ from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.integrators import Integrator, MDState, evaluated
 from mosaicmd.kernel.momenta import degrees_of_freedom, kinetic_energy
 from mosaicmd.kernel.potentials import EnergyFn, Evaluation, Params, evaluate
-from mosaicmd.kernel.replicas import replica_map
+from mosaicmd.kernel.replicas import replica_loop, replica_map
 from mosaicmd.kernel.systems import System, volume
 from mosaicmd.kernel.units import KELVIN
 
@@ -58,7 +58,7 @@ def make_chunk(
     def chunk(
         plan: Any, params: Params, md: MDState, neighbors: Any, n_frames: Array, kT_limit: Array
     ) -> Chunk:
-        over_replicas = replica_map(md.system)
+        over_replicas, one_by_one = replica_map(md.system), replica_loop(md.system)
         drift, kick = over_replicas(integrator.drift), over_replicas(integrator.kick)
         refreshed = over_replicas(evaluated)
         kinetic = over_replicas(kinetic_energy)
@@ -77,14 +77,14 @@ def make_chunk(
             n_done, md, neighbors, _ = carry
             md = _select(moving, drift(md), md)
             neighbors = plan.update(neighbors, md.system)
-            found = over_replicas(evaluation)(md.system, neighbors.graph)
+            found = one_by_one(evaluation)(md.system, neighbors.graph)
             md = _select(moving, kick(md, found), refreshed(md, found))
             finite = jnp.isfinite(md.energy)
             healthy = jnp.all((kinetic(md.system, md.momenta) <= limit) & finite)
             return n_done + 1, md, neighbors, healthy
 
         def record(md: MDState, neighbors: Any) -> dict[str, Any]:
-            return over_replicas(
+            return one_by_one(
                 lambda md, graph: _frame(integrator, observe, params, md, graph, store_momenta)
             )(md, neighbors.graph)
 
