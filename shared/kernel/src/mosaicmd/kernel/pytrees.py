@@ -67,13 +67,16 @@ def from_arrays(template: Pytree, arrays: Mapping[str, np.ndarray]) -> Pytree:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def encode(tree: Pytree, name: str = "params") -> tuple[Any, dict[str, np.ndarray]]:
+def encode(
+    tree: Pytree, name: str = "params", *, text: bool = False
+) -> tuple[Any, dict[str, np.ndarray]]:
     """The structure of nested containers as JSON, and the arrays by path.
 
     Args:
         tree: ``dict`` with text keys, ``list``, ``tuple`` and ``None``, holding numpy or
             JAX arrays and Python numbers.
         name: first part of every path.
+        text: allow strings as leaves.
 
     Raises:
         ValueError: naming the path of anything else, for example a named tuple.
@@ -96,6 +99,8 @@ def encode(tree: Pytree, name: str = "params") -> tuple[Any, dict[str, np.ndarra
             return {type(node).__name__: node}
         if type(node) is float:
             return {"float": node.hex()}
+        if text and type(node) is str:
+            return {"str": node}
         if isinstance(node, np.ndarray | np.generic | jax.Array) and not _is_key(node):
             unique = _unique(path, arrays)
             arrays[unique] = np.asarray(node)
@@ -112,6 +117,8 @@ def decode(
     structure: Any,
     arrays: Mapping[str, np.ndarray],
     make: Callable[[np.ndarray, bool], Any] = lambda stored, weak: stored,
+    *,
+    text: bool = False,
 ) -> Pytree:
     """The pytree that :func:`encode` took apart.
 
@@ -119,6 +126,7 @@ def decode(
         structure: from :func:`encode`.
         arrays: from :func:`encode`.
         make: turns an array, and whether it was weakly typed, into a leaf.
+        text: allow strings as leaves.
 
     Raises:
         ValueError: if the structure is malformed or does not use every array once.
@@ -145,6 +153,8 @@ def decode(
                 return value
             case {"float": str(value), **rest} if not rest:
                 return float.fromhex(value)
+            case {"str": str(value), **rest} if text and not rest:
+                return value
         raise ValueError(f"the structure holds {str(node)[:60]!r}, which is no node")
 
     try:
