@@ -61,8 +61,8 @@ def test_constants_at_rest(primitive):
 def test_constants_in_another_cell_and_orientation(primitive):
     """A turned supercell of eight atoms has the turned tensor."""
     atoms = ase.build.bulk("Si", a=2.0 * float(primitive.cell[0, 1]), cubic=True)
-    turn = random_orthogonal(np.random.default_rng(0), determinant=1.0)
-    atoms.set_cell(atoms.cell.array @ turn.T, scale_atoms=True)
+    turn = jnp.asarray(random_orthogonal(np.random.default_rng(0), determinant=1.0))
+    atoms.set_cell(atoms.cell.array @ np.asarray(turn).T, scale_atoms=True)
     found = constants_at_rest(from_ase(atoms)).relaxed_gpa
     expected = rotate(constants_at_rest(primitive).relaxed_gpa, turn)
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -74,7 +74,7 @@ def test_slow_sound_has_the_elastic_constants(primitive):
     h = 2e-3  # of a reciprocal lattice vector
     edge = 2.0 * float(primitive.cell[0, 1])
     density = 8.0 * float(primitive.masses[0]) / edge**3
-    frequency = frequencies_thz(constants, [[0.0, h, h], [h, h, 2.0 * h]])[:, :3]
+    frequency = frequencies_thz(constants, np.array([[0.0, h, h], [h, h, 2.0 * h]]))[:, :3]
     radians = np.asarray(frequency) * 2.0 * np.pi / units.PICOSECOND
     lengths = 2.0 * np.pi / edge * h * np.array([2.0, np.sqrt(8.0)])
     stiffness = density * (radians / lengths[:, None]) ** 2 / units.GPA
@@ -87,10 +87,11 @@ def test_slow_sound_has_the_elastic_constants(primitive):
 class ByEvaluate(Calculator):
     """What ASE needs for finite displacements."""
 
-    implemented_properties = ("energy", "forces")
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
+        assert atoms is not None
         system = from_ase(atoms)
         graph = host_graph(system, SILICON.cutoff)
         found = evaluated(system, graph)
@@ -116,7 +117,7 @@ def test_phonons_agree_with_finite_displacements_by_ase(primitive, tmp_path):
     )
     scaled = np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.5], [0.1, 0.2, 0.37]])
     found = frequencies_thz(constants, scaled)
-    energies = by_ase.band_structure(scaled, verbose=False)
+    energies = np.asarray(by_ase.band_structure(scaled, verbose=False))
     theirs = np.sort(energies * units.PICOSECOND / units.PLANCK, axis=1)
     np.testing.assert_allclose(found[1:], theirs[1:], atol=1e-3)
     np.testing.assert_allclose(found[0, 3:], theirs[0, 3:], atol=1e-3)
@@ -158,7 +159,8 @@ def thermal(repeats, replicas, n_steps, kelvins=500.0, edge=5.4412, h=0.01):
     """Elastic constants of a cubic cell from fluctuations, and from explicit strain.
 
     Replicas under no strain, +-h along x, and +-h of shear yz run side by side; the lattice
-    constant is that of vanishing pressure.
+    constant is that of vanishing pressure. Friction is near what damps the optical modes
+    fastest, on which the fluctuations of shear stress depend.
     """
     kT = kelvins * units.KELVIN
     crystal = from_ase(ase.build.bulk("Si", a=edge, cubic=True).repeat(repeats))
@@ -171,15 +173,15 @@ def thermal(repeats, replicas, n_steps, kelvins=500.0, edge=5.4412, h=0.01):
     )
     simulation = Simulation(
         SILICON.energy,
-        langevin(3.0 * units.FEMTOSECOND, 3.0 / units.PICOSECOND, kT),
+        langevin(3.0 * units.FEMTOSECOND, 20.0 / units.PICOSECOND, kT),
         cutoff=SILICON.cutoff,
         skin=0.6,
-        every=20,
+        every=14,
         observe=observable,
     )
     batch = stack_systems([cell for cell in cells for _ in range(replicas)])
     state = simulation.start(jax.random.key(1), PARAMS, batch)
-    state, _ = simulation.run(PARAMS, state, 1000, progress=False)
+    state, _ = simulation.run(PARAMS, state, 1008, progress=False)
     _, trajectory = simulation.run(PARAMS, state, n_steps, progress=False)
     values = trajectory.quantities[observable.name]
     at_rest = jnp.swapaxes(values[:, :replicas], 0, 1).reshape(-1, values.shape[-1])
@@ -202,9 +204,9 @@ def test_thermal_constants_are_the_slope_of_the_thermal_stress():
 
     Between a clamped and a relaxed C44 of 110 and 56 GPa its fluctuation term weighs most.
     """
-    value, error, explicit, explicit_error = thermal(1, replicas=8, n_steps=4000)
-    assert (error < [0.3, 0.3, 5.0]).all()
-    assert (explicit_error < [1.5, 1.0, 5.0]).all()
+    value, error, explicit, explicit_error = thermal(1, replicas=8, n_steps=3500)
+    assert (error < [0.2, 0.2, 2.0]).all()
+    assert (explicit_error < [1.5, 1.0, 2.5]).all()
     both = np.hypot(error, explicit_error)
     np.testing.assert_array_less(np.abs(value - explicit), 4.0 * both)
 
@@ -212,8 +214,8 @@ def test_thermal_constants_are_the_slope_of_the_thermal_stress():
 @pytest.mark.slow
 def test_thermal_constants_of_a_larger_cell():
     """64 atoms at 500 K; explicit strain of 1 % leaves a cubic error of about 0.1 GPa."""
-    value, error, explicit, explicit_error = thermal(2, replicas=4, n_steps=20000)
-    assert (error < [0.1, 0.1, 2.5]).all()
+    value, error, explicit, explicit_error = thermal(2, replicas=4, n_steps=14000)
+    assert (error < [0.1, 0.1, 1.0]).all()
     both = np.hypot(np.hypot(error, explicit_error), 0.1)
     np.testing.assert_array_less(np.abs(value - explicit), 4.0 * both)
 
@@ -234,17 +236,16 @@ def test_thermal_constants_agree_with_lammps():
     )
     simulation = Simulation(
         SILICON.energy,
-        langevin(2.0 * units.FEMTOSECOND, 3.0 / units.PICOSECOND, kT),
+        langevin(2.0 * units.FEMTOSECOND, 20.0 / units.PICOSECOND, kT),
         cutoff=SILICON.cutoff,
-        every=20,
+        every=14,
         observe=observable,
     )
     state = simulation.start(jax.random.key(2), PARAMS, crystal)
-    state, _ = simulation.run(PARAMS, state, 3000, progress=False)
-    _, trajectory = simulation.run(PARAMS, state, 50000, progress=False)
+    state, _ = simulation.run(PARAMS, state, 2800, progress=False)
+    _, trajectory = simulation.run(PARAMS, state, 42000, progress=False)
     found, info = observable(trajectory)
     value, error = (np.array(list(named_constants(c, NAMES).values())) for c in (found, info.error))
-    print(f"216 atoms at 1477 K: {value} +- {error} GPa")
-    assert (error < [0.5, 0.3, 1.0]).all()
+    assert (error < [0.3, 0.2, 1.8]).all()
     both = np.sqrt(error**2 + np.array([0.1, 0.1, 0.7]) ** 2)
     np.testing.assert_array_less(np.abs(value - [133.17, 73.88, 46.01]), 3.0 * both + 0.3)

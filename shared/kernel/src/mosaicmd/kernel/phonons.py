@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from mosaicmd.kernel import units
 from mosaicmd.kernel.graphs import Graph, host_graph
@@ -210,7 +211,7 @@ def harmonic_thermodynamics(frequencies: Array, kT: float | Array) -> HarmonicTh
     References:
         Born & Huang, Dynamical Theory of Crystal Lattices (1954), sec. 4.
     """
-    if not isinstance(frequencies, jax.core.Tracer) and np.any(np.asarray(frequencies) < 0.0):
+    if not isinstance(frequencies, Tracer) and np.any(np.asarray(frequencies) < 0.0):
         raise ValueError(
             f"`frequencies` hold imaginary ones, down to {float(np.min(frequencies)):.3g} THz as "
             "a negative number: the structure is no minimum; relax it, or another structure of "
