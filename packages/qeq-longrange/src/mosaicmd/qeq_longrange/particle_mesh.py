@@ -24,9 +24,7 @@ _GATHER_ROWS = lax.GatherDimensionNumbers(
 )
 
 
-def particle_mesh(
-    fractional: Array, lattice: Lattice, plan: MeshPlan
-) -> Callable[[Array], Array]:
+def particle_mesh(fractional: Array, lattice: Lattice, plan: MeshPlan) -> Callable[[Array], Array]:
     """Potentials of periodic charges smeared by ``erf(alpha r) / r``, without ``k = 0``.
 
     Charges are spread by cardinal B-splines, multiplied in Fourier space by an influence
@@ -96,9 +94,7 @@ def spline_weights(offsets: Array, order: int) -> Array:
     for n in range(3, order + 1):
         zero = jnp.zeros_like(t)
         same, below = [*splines, zero], [zero, *splines]
-        splines = [
-            ((t + j) * same[j] + (n - j - t) * below[j]) / (n - 1) for j in range(n)
-        ]
+        splines = [((t + j) * same[j] + (n - j - t) * below[j]) / (n - 1) for j in range(n)]
     return jnp.stack(splines[::-1], axis=-1)
 
 

@@ -154,9 +154,7 @@ def _charges_of(
     )
 
 
-def _slab_height(
-    system: System, found: _Charges, accuracy: float, cutoff: float | None
-) -> float:
+def _slab_height(system: System, found: _Charges, accuracy: float, cutoff: float | None) -> float:
     """Thickness of the slab, and vacuum in which the field of the next one has died out."""
     a, b, _ = found.cell
     area = np.cross(a, b)

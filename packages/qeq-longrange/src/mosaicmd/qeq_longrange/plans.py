@@ -11,9 +11,7 @@ from pydantic import Field, model_validator
 
 from mosaicmd.kernel.config import Config, Length
 
-CellRows = tuple[
-    tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]
-]
+CellRows = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 
 LARGEST_ORDER = 6
 

@@ -75,9 +75,7 @@ def sum_over_edges(kernels: Array, charges: Array, graph: Graph) -> Array:
     return sum_edges(kernels * gather_senders(charges, graph), graph, charges.shape[0])
 
 
-def all_pairs_kernel(
-    positions: Array, mask: Array, widths: Array | None, rows: Array
-) -> Array:
+def all_pairs_kernel(positions: Array, mask: Array, widths: Array | None, rows: Array) -> Array:
     """:func:`pair_kernel` in free space between the atoms ``rows`` and all, ``[n_rows, n]``."""
     apart = positions[rows][:, None, :] - positions[None, :, :]
     squares = jnp.sum(jnp.square(apart), axis=-1)
