@@ -206,6 +206,7 @@ def test_new_parameters_positions_keys_and_lengths_compile_nothing():
     _, second = simulation.run(other, dataclasses.replace(state, md=md), 55)
     simulation.start(jax.random.key(8), other, crystal(seed=1), kT=2.0 * KT)
     assert len(traces) == n_traces
+    assert simulation._run_chunk._cache_size() == 1  # the gradient is in one program only
     assert (first.n_frames, second.n_frames) == (8, 11)
     assert not np.array_equal(first.quantities["energy"], second.quantities["energy"][:8])
 
