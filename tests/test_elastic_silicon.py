@@ -215,7 +215,7 @@ def test_thermal_constants_are_the_slope_of_the_thermal_stress():
 def test_thermal_constants_of_a_larger_cell():
     """64 atoms at 500 K; explicit strain of 1 % leaves a cubic error of about 0.1 GPa."""
     value, error, explicit, explicit_error = thermal(2, replicas=4, n_steps=14000)
-    assert (error < [0.1, 0.1, 1.0]).all()
+    assert (error < [0.1, 0.1, 1.6]).all()
     both = np.hypot(np.hypot(error, explicit_error), 0.1)
     np.testing.assert_array_less(np.abs(value - explicit), 4.0 * both)
 

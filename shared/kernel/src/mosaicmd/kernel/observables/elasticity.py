@@ -115,6 +115,7 @@ def elastic_constants_from_strain(
     mean cell and that of a frame. It needs no derivative of the potential, but many
     independent frames at a hydrostatic pressure, and a cell that does not turn, as that of
     :func:`mosaicmd.kernel.barostats.npt`. Under pressure these are Birch's coefficients.
+    Right up to terms of order ``1 / N``: in a small cell strains are large and anharmonic.
 
     Args:
         kT: temperature of the frames, eV.
