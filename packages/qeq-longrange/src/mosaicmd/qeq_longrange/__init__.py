@@ -2,6 +2,13 @@
 
 from importlib.metadata import version
 
+from mosaicmd.qeq_longrange.charge_equilibration import (
+    ChargeEquilibration,
+    ChargeEquilibrationConfig,
+    Equilibrium,
+    charge_equilibration,
+    equilibrate_charges,
+)
 from mosaicmd.qeq_longrange.coulomb import CoulombConfig, coulomb
 from mosaicmd.qeq_longrange.electrostatics import (
     coulomb_energy,
@@ -16,17 +23,22 @@ from mosaicmd.qeq_longrange.short_range import Exclusions
 __version__ = version("mosaicmd-qeq-longrange")
 
 __all__ = [
+    "ChargeEquilibration",
+    "ChargeEquilibrationConfig",
     "CoulombConfig",
     "CoulombPlan",
     "DirectPlan",
+    "Equilibrium",
     "EwaldPlan",
     "Exclusions",
     "MeshPlan",
     "__version__",
+    "charge_equilibration",
     "coulomb",
     "coulomb_energy",
     "coulomb_matrix",
     "coulomb_operator",
     "coulomb_potentials",
+    "equilibrate_charges",
     "plan_coulomb",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ from mosaicmd.qeq_longrange.short_range import Exclusions
 
 Array = jax.Array
 
-_NO_EDGES = 0.1  # Å; cutoff of a sum over all pairs, which looks at no graph
+NO_EDGES = 0.1
+"""Cutoff of a sum over all pairs, which looks at no graph, Å."""
 
 
 class CoulombConfig(Config):
@@ -41,10 +42,8 @@ class CoulombConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> CoulombConfig:
         species = self.species
-        if species is not None and (
-            not species or min(species) < 1 or len(set(species)) < len(species)
-        ):
-            raise ValueError(f"`species` must be distinct positive labels, got {list(species)}")
+        if species is not None:
+            check_species(species)
         if self.widths is not None:
             if species is None or len(self.widths) != len(species):
                 raise ValueError(
@@ -109,7 +108,7 @@ def coulomb(config: CoulombConfig) -> Potential:
         config=config.model_dump(mode="json"),
         init=lambda key: {},
         energy=energy,
-        cutoff=_NO_EDGES if config.plan.cutoff is None else config.plan.cutoff,
+        cutoff=NO_EDGES if config.plan.cutoff is None else config.plan.cutoff,
         species=config.species,
     )
 
@@ -119,12 +118,22 @@ def build(config: Mapping[str, Any]) -> Potential:
     return coulomb(load_config(CoulombConfig, config))
 
 
+def check_species(species: Sequence[int]) -> None:
+    """Raise a ``ValueError`` for labels that repeat or are below 1."""
+    if not species or min(species) < 1 or len(set(species)) < len(species):
+        raise ValueError(f"`species` must be distinct positive labels, got {list(species)}")
+
+
+def per_species(species: Sequence[int], system: System) -> Array:
+    """Index into ``species`` of every atom, ``[n_atoms]``; some valid one for others."""
+    order = np.argsort(species)
+    found = jnp.searchsorted(jnp.asarray(np.asarray(species)[order], jnp.int32), system.species)
+    return jnp.asarray(order, jnp.int32)[jnp.minimum(found, len(order) - 1)]
+
+
 def _widths(config: CoulombConfig, system: System) -> Array | None:
-    """Width of every atom's charge, Å; atoms of other species (masked ones) get some value."""
+    """Width of the charge of every atom, Å."""
     if config.widths is None or config.species is None:
         return None
-    order = np.argsort(config.species)
-    sorted_species = jnp.asarray(np.asarray(config.species)[order], jnp.int32)
-    found = jnp.searchsorted(sorted_species, system.species)
-    values = jnp.asarray(np.asarray(config.widths)[order], system.positions.dtype)
-    return values[jnp.minimum(found, len(order) - 1)]
+    values = jnp.asarray(config.widths, system.positions.dtype)
+    return values[per_species(config.species, system)]

@@ -163,7 +163,7 @@ def _slab_height(system: System, found: _Charges, accuracy: float, cutoff: float
     shortest = _shortest_wave_vector(a, b)
     decades = math.log(max(10.0 * found.strength / accuracy, 10.0))
     gap = max(decades / shortest, cutoff if cutoff is not None else 0.0)
-    return 1.2 * thickness + gap + 12.0 * found.widest
+    return float(1.2 * thickness + gap + 12.0 * found.widest)
 
 
 def _shortest_wave_vector(a: np.ndarray, b: np.ndarray) -> float:
