@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 SECONDS = 4.0  # of every timing, about
+UNIT = 40  # steps that a timing is a multiple of
 BOLTZMANN = 8.617330e-5  # eV/K
 FEMTOSECOND = 0.0982269475  # Å sqrt(u/eV)
 
@@ -73,10 +74,10 @@ def start(case, n_atoms):
 
 def timed(run, wait):
     """Steps per second of ``run(n_steps)``; the first call compiles."""
-    wait(run(200))
+    wait(run(UNIT))
     began = time.perf_counter()
-    wait(run(200))
-    n_steps = 200 * max(1, round(SECONDS / (time.perf_counter() - began)))
+    wait(run(UNIT))
+    n_steps = UNIT * max(1, round(SECONDS / (time.perf_counter() - began)))
     began = time.perf_counter()
     wait(run(n_steps))
     return n_steps / (time.perf_counter() - began)
@@ -105,8 +106,8 @@ def mosaicmd(case, n_atoms):
         nve(case.timestep_fs * FEMTOSECOND),
         cutoff=potential.cutoff,
         skin=case.skin,
-        every=100,
-        chunk_frames=2,
+        every=UNIT,
+        chunk_frames=4,
     )
     state = simulation.start(jax.random.key(0), params, system, momenta=jnp.asarray(momenta))
     energy = float(state.md.energy)
@@ -216,7 +217,7 @@ def lammps(case, n_atoms):
                 f"{style}\nneighbor {case.skin} bin\n"
                 "neigh_modify every 1 delay 0 check yes\n"
                 f"timestep {case.timestep_fs / 1000}\nfix 1 all nve\nthermo 1000000\n"
-                f"thermo_modify format float %.10g\nrun 200\nrun {n_steps}\n"
+                f"thermo_modify format float %.10g\nrun {UNIT}\nrun {n_steps}\n"
             )
             executable = shutil.which("lmp", path=str(Path(sys.executable).parent))
             library = Path(sys.executable).parents[1] / "lib"
@@ -230,8 +231,8 @@ def lammps(case, n_atoms):
             )
             return found.stdout
 
-        seconds = float(re.findall(r"Loop time of (\S+)", run(200))[-1])
-        n_steps = 200 * max(1, round(SECONDS / seconds))
+        seconds = float(re.findall(r"Loop time of (\S+)", run(UNIT))[-1])
+        n_steps = UNIT * max(1, round(SECONDS / seconds))
         text = run(n_steps)
     rate = n_steps / float(re.findall(r"Loop time of (\S+)", text)[-1])
     first = re.search(r"Step\s+Temp\s+E_pair.*\n\s*0\s+\S+\s+(\S+)", text)

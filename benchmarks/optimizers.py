@@ -23,8 +23,6 @@ VARIANTS = {
     "Adam 5e-3": ADAM | {"learning_rate": 5.0e-3},
     "Adam 5e-3 beta2 0.95 keeping 0.3": ADAM
     | {"learning_rate": 5.0e-3, "beta2": 0.95, "keep_fraction": 0.3},
-    "Adam 1e-2 beta2 0.95 keeping 0.3": ADAM
-    | {"learning_rate": 1.0e-2, "beta2": 0.95, "keep_fraction": 0.3},
 }
 
 
