@@ -27,7 +27,9 @@ from mosaicmd.gnn_models.embedded_atom import (
 )
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
 from mosaicmd.gnn_models.morse import MorseConfig, morse
+from mosaicmd.gnn_models.painn import PaiNNConfig, painn
 from mosaicmd.gnn_models.pair_spline import PairSplineConfig, pair_spline
+from mosaicmd.gnn_models.scaled import scaled
 from mosaicmd.gnn_models.soft_repulsion import SoftRepulsionConfig, soft_repulsion
 from mosaicmd.gnn_models.stillinger_weber import (
     StillingerWeberPairConfig,
@@ -48,6 +50,7 @@ __all__ = [
     "HarmonicPrior",
     "LennardJonesConfig",
     "MorseConfig",
+    "PaiNNConfig",
     "PairSplineConfig",
     "PeriodicDihedralConfig",
     "PowerEmbeddingConfig",
@@ -64,9 +67,11 @@ __all__ = [
     "harmonic_prior",
     "lennard_jones",
     "morse",
+    "painn",
     "pair_spline",
     "periodic_dihedral",
     "power_embedding",
+    "scaled",
     "soft_repulsion",
     "spline_embedding",
     "stillinger_weber",
