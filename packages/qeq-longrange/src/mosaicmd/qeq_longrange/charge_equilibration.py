@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.linalg import cho_solve
 from pydantic import Field, model_validator
 
@@ -22,7 +21,7 @@ from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.potentials import Potential
 from mosaicmd.kernel.systems import System
 from mosaicmd.qeq_longrange.coulomb import NO_EDGES, check_species, per_species
-from mosaicmd.qeq_longrange.electrostatics import Plan, coulomb_matrix, coulomb_potentials
+from mosaicmd.qeq_longrange.electrostatics import coulomb_matrix, coulomb_potentials
 from mosaicmd.qeq_longrange.plans import CoulombPlan
 
 Array = jax.Array
