@@ -18,8 +18,8 @@ def small_settings():
     """Two updates and a short validation of 343 beads."""
     settings = yaml.safe_load((APP / "config" / "quick.yaml").read_text())
     settings["n_beads"] = 343
-    short = {"equilibration_ps": 0.5, "production_ps": 2.0}
-    settings["training"] |= short | {"n_updates": 2, "average_last": 2}
+    short = {"equilibration_ps": 1.0, "production_ps": 4.0}
+    settings["training"] |= short | {"frame_ps": 0.05, "n_updates": 2, "average_last": 1}
     settings["validation"] |= short | {"production_ps": 8.0}
     return settings
 
