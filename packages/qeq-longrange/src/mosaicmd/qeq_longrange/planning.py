@@ -16,7 +16,7 @@ from mosaicmd.qeq_longrange.plans import LARGEST_ORDER, DirectPlan, EwaldPlan, M
 Array = jax.Array
 
 _CUTOFFS = np.arange(3.0, 20.5, 0.5)  # Å, tried when none is given
-_PAIR_COST, _PHASE_COST, _SPREAD_COST, _MESH_COST = 30.0, 3.0, 4.0, 60.0  # roughly ns on a CPU core
+_PAIR_COST, _PHASE_COST, _SPREAD_COST, _MESH_COST = 30.0, 3.0, 9.0, 15.0  # about ns on a CPU core
 
 _SPLINE_ERRORS = {
     3: (1 / 588, 7 / 1440, 21 / 3872),
