@@ -17,6 +17,9 @@ from mosaicmd.kernel.systems import System
 
 Array = jax.Array
 
+_BATCH = 32
+"""Wave vectors summed at once."""
+
 _SAME_LENGTH = 1e-4
 """Wave vectors whose lengths differ by less than this, relatively, share a shell."""
 
@@ -282,16 +285,18 @@ def _amplitudes(system: System, indices: np.ndarray, weights: Array) -> Array:
         tables.append((jnp.cos(angle), jnp.sin(angle)))
 
     @jax.checkpoint
-    def one(rows: Array) -> Array:
+    def batch(rows: Array) -> Array:  # [_BATCH, 3]
         (cx, sx), (cy, sy), (cz, sz) = (
-            (cosine[rows[d]], sine[rows[d]]) for d, (cosine, sine) in enumerate(tables)
+            (cosine[rows[:, d]], sine[rows[:, d]]) for d, (cosine, sine) in enumerate(tables)
         )
         c, s = cx * cy - sx * sy, sx * cy + cx * sy
-        waves = jnp.stack([c * cz - s * sz, s * cz + c * sz], axis=1)
-        return jnp.matmul(weights, waves, precision="highest")
+        waves = jnp.stack([c * cz - s * sz, s * cz + c * sz], axis=1)  # [_BATCH, 2, n_atoms]
+        return jnp.matmul(waves, weights.T, precision="highest")
 
-    rows = jnp.asarray(indices - lowest, jnp.int32)
-    return jax.lax.map(one, rows, batch_size=min(32, len(indices)))
+    n_vectors = len(indices)
+    rows = np.pad(indices - lowest, ((0, -n_vectors % _BATCH), (0, 0))).reshape(-1, _BATCH, 3)
+    sums = jax.lax.map(batch, jnp.asarray(rows, jnp.int32)).reshape(-1, 2, len(weights))
+    return jnp.swapaxes(sums[:n_vectors], 1, 2)
 
 
 def _lengths(indices: np.ndarray, cell: np.ndarray) -> np.ndarray:
