@@ -114,7 +114,7 @@ def test_a_dask_cluster_of_two_loses_one_item_to_a_kill(tmp_path, work, runs):
     distributed = pytest.importorskip("distributed")
     mine = items(runs, 6, kill=(2, 1))
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50
     ) as local:
         settings = {"cache": tmp_path / "cache", "cluster": local.scheduler_address, "quiet": True}
         check(cluster.map(work.square, mine, **settings))

@@ -129,8 +129,8 @@ def from_mdtraj(
 def write_trajectory(
     path: PathLike,
     trajectory: Trajectory,
-    *,
     topology: mdtraj.Topology | PathLike | None = None,
+    *,
     steps: np.ndarray | None = None,
 ) -> Path:
     """Write all frames to a file, replacing it as a whole or not at all.
