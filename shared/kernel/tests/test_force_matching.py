@@ -233,9 +233,7 @@ def test_charges_are_learned_by_their_own_function():
         true = charges({"per_neighbor": 0.01}, system, host_graph(system, CUTOFF))
         data.append((system, labels._replace(charges=np.asarray(true))))
     loss = MatchingLoss(energy=0.0, forces=0.0, stress=0.0, charges=1.0)
-    algorithm = force_matching(
-        energy, loss, optax.lbfgs(), charges_fn=charges, average_decay=0.0
-    )
+    algorithm = force_matching(energy, loss, optax.lbfgs(), charges_fn=charges, average_decay=0.0)
     params = params_of(START | {"per_neighbor": 0.0})
     batches = Batches(make_examples(data, CUTOFF), 4)
     state = train(algorithm, params, 8, batches=batches, quiet=True)

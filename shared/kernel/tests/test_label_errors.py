@@ -64,7 +64,9 @@ def test_squared_deviations_by_hand():
         "charges": 2.0 * 0.0625,
     }
     for label, expected in by_label.items():
-        assert loss_at_zero(MatchingLoss(**{label: 1.0}), slot) == pytest.approx(expected, rel=1e-14)
+        assert loss_at_zero(MatchingLoss(**{label: 1.0}), slot) == pytest.approx(
+            expected, rel=1e-14
+        )
     both = MatchingLoss(energy=2.0, forces=Term(3.0), stress=0.0)
     expected = 2.0 * by_label["energy"] + 3.0 * by_label["forces"]
     assert loss_at_zero(both, slot) == pytest.approx(expected, rel=1e-14)
@@ -127,9 +129,9 @@ def test_labels_that_no_loss_uses_are_named():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="weight of `forces` must not be negative, got -1.0"):
+    with pytest.raises(ValueError, match="weight of `forces` must not be negative, got -1"):
         MatchingLoss(forces=-1.0)
-    with pytest.raises(ValueError, match="`huber` of `energy` must be positive, got 0.0"):
+    with pytest.raises(ValueError, match="`huber` of `energy` must be positive, got 0"):
         MatchingLoss(energy=Term(1.0, huber=0.0))
     with pytest.raises(ValueError, match="at least one label"):
         MatchingLoss(energy=0.0)

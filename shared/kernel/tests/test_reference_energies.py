@@ -90,9 +90,7 @@ def test_it_is_a_constant_that_padding_does_not_have():
     check_atom_energies(potential, {}, system)
     graph = host_graph(system, 1.0)
     gradient = jax.grad(
-        lambda positions: jnp.sum(
-            potential.energy({}, system._replace(positions=positions), graph)
-        )
+        lambda positions: jnp.sum(potential.energy({}, system._replace(positions=positions), graph))
     )(system.positions)
     np.testing.assert_array_equal(gradient, 0.0)
     single = potential.energy({}, system.astype(jnp.float32), graph)
