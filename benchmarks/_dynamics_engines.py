@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -117,8 +117,8 @@ def mosaicmd(case, n_atoms):
         state, _ = simulation.run(params, state, n_steps, progress=False)
         return state.md.energy
 
-    programs = -1
-    while (compiled := simulation._run_chunk._cache_size()) != programs:  # a list may have grown
+    programs, run_chunk = -1, cast(Any, simulation._run_chunk)
+    while (compiled := run_chunk._cache_size()) != programs:  # a list may have grown
         programs, rate = compiled, timed(run, jax.block_until_ready)
     return {"energy": energy, "rate": rate, "programs": programs}
 
@@ -160,7 +160,8 @@ def jax_md(case, n_atoms, kind):
             r_cutoff=case.cutoff / case.pair["sigma"],
             **options,
         )
-    init, step = simulate.nve(function, shift, case.timestep_fs * FEMTOSECOND)
+    init, step = cast(Any, simulate.nve)(function, shift, case.timestep_fs * FEMTOSECOND)
+    function = cast(Any, function)
     listed = neighbors.allocate(jnp.float32(positions))
     state = init(
         jax.random.key(0), jnp.float32(positions), 0.0, mass=jnp.float32(case.mass),

@@ -74,7 +74,7 @@ def through_dynamics(energy_fn, plan, n_steps, checkpointed):
             md = integrator.drift(md)
             neighbors = plan.update(neighbors, md.system)
             result = evaluate(energy_fn, params, md.system, neighbors.graph)
-            md = integrator.kick(md, result.energy.astype(md.energy.dtype), result.forces)
+            md = integrator.kick(md, result)
             counted = index >= n_steps // 2
             value = jnp.where(counted, coordination(params, md.system, neighbors.graph), 0.0)
             return (md, neighbors), value

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from _dynamics_engines import CASES
 
@@ -26,7 +27,7 @@ def engines(name, n_atoms):
     yield "LAMMPS"
 
 
-def measured(engine, name, n_atoms):
+def measured(engine: str, name: str, n_atoms: int) -> dict[str, Any]:
     """What one process found, or why it did not."""
     command = [sys.executable, str(WORKER), engine, name, str(n_atoms)]
     try:

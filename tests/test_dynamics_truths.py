@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import ase.build
 import jax
@@ -77,10 +78,11 @@ def test_silicon_under_pressure_as_by_bfgs():
     params, atoms = SILICON.init(jax.random.key(0)), shaken_silicon(1)
 
     class Ours(Calculator):
-        implemented_properties = ("energy", "forces", "stress")
+        implemented_properties: ClassVar = ["energy", "forces", "stress"]
 
         def calculate(self, atoms=None, properties=None, system_changes=all_changes):
             super().calculate(atoms, properties, system_changes)
+            assert self.atoms is not None
             system = from_ase(self.atoms)
             graph = host_graph(system, SILICON.cutoff)
             found = evaluate(SILICON.energy, params, system, graph, stress=True)
@@ -102,7 +104,10 @@ def test_silicon_under_pressure_as_by_bfgs():
         max_stress=1e-6,
     )
     atoms.calc = Ours()
-    optimizer = BFGS(FrechetCellFilter(atoms, scalar_pressure=5.0 * GPA), logfile=None)
+    filtered: Any = FrechetCellFilter(
+        atoms, scalar_pressure=5.0 * GPA
+    )  # not `Atoms` to ASE's types
+    optimizer = BFGS(filtered, logfile=None)
     assert optimizer.run(fmax=1e-4, steps=300)
     np.testing.assert_allclose(found.energy, atoms.get_potential_energy(), atol=2e-5)
     np.testing.assert_allclose(volume(found.system), atoms.get_volume(), rtol=1e-5)
@@ -203,7 +208,7 @@ def test_nist_state_points(name, density):
 
 
 @functools.cache
-def volumes_at_constant_pressure(thermostat="csvr"):
+def volumes_at_constant_pressure(thermostat: Literal["csvr", "nose_hoover"] = "csvr"):
     """Volumes, every ten of 120 000 steps at T* = 0.85 and the pressure of rho* = 0.82."""
     system = fluid(5, 0.80)
     integrator = npt(

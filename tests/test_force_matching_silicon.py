@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import jax
@@ -70,9 +71,8 @@ def refit(potential, data, start, n_steps):
 def test_lennard_jones_parameters_of_a_mixture_are_found_again():
     """Three pairs of species, six parameters, to 1e-6."""
     species = (10, 18)
-    settings = {"cutoff": 7.0, "species": species}
-    truth = {"epsilon": (0.0032, 0.006, 0.0103), "sigma": (2.8, 3.1, 3.4)}
-    potential = lennard_jones(LennardJonesConfig(**settings, **truth))
+    truth: dict[str, Any] = {"epsilon": (0.0032, 0.006, 0.0103), "sigma": (2.8, 3.1, 3.4)}
+    potential = lennard_jones(LennardJonesConfig(cutoff=7.0, species=species, **truth))
     params = potential.init(jax.random.key(0))
     crystal = ase.build.bulk("Ar", "fcc", a=5.0, cubic=True)
     data = labelled(potential, params, crystals(crystal, 6, 0.2, species))
@@ -134,4 +134,5 @@ def test_a_fit_to_silicon_predicts_what_it_has_not_seen_and_total_energies(tmp_p
     loaded, params = load_model(tmp_path / "model")
     system, labels = test[0]
     found = total_energy(loaded.energy, params, system, host_graph(system, loaded.cutoff))
+    assert labels.energy is not None
     assert abs(float(found) - labels.energy) / system.n_atoms < 0.75

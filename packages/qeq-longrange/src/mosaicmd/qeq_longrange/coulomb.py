@@ -87,10 +87,9 @@ def coulomb(config: CoulombConfig) -> Potential:
             )
         exclusions = None
         if excluded:
-            if np.max(excluded) >= system.n_atoms:
+            if (last := max(map(max, excluded))) >= system.n_atoms:
                 raise ValueError(
-                    f"`excluded_pairs` speak of atom {np.max(excluded)} of a system of "
-                    f"{system.n_atoms} atoms"
+                    f"`excluded_pairs` speak of atom {last} of a system of {system.n_atoms} atoms"
                 )
             exclusions = Exclusions(jnp.asarray(excluded, jnp.int32), jnp.asarray(removed))
         potentials = coulomb_potentials(

@@ -294,8 +294,9 @@ def _amplitudes(system: System, indices: np.ndarray, weights: Array) -> Array:
         return jnp.matmul(waves, weights.T, precision="highest")
 
     n_vectors = len(indices)
-    rows = np.pad(indices - lowest, ((0, -n_vectors % _BATCH), (0, 0))).reshape(-1, _BATCH, 3)
-    sums = jax.lax.map(batch, jnp.asarray(rows, jnp.int32)).reshape(-1, 2, len(weights))
+    rows = np.zeros((-(-n_vectors // _BATCH) * _BATCH, 3), np.int32)
+    rows[:n_vectors] = indices - lowest
+    sums = jax.lax.map(batch, jnp.asarray(rows.reshape(-1, _BATCH, 3))).reshape(-1, 2, len(weights))
     return jnp.swapaxes(sums[:n_vectors], 1, 2)
 
 
