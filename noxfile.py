@@ -121,7 +121,7 @@ def integration(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run every test marked slow."""
-    session.install(*from_tree(*EVERY_REQUIREMENT))
+    session.install(*from_tree(*EVERY_REQUIREMENT), *listed(Path("benchmarks/peers.txt")))
     session.run("pytest", "-m", "slow", *session.posargs, success_codes=[0, NO_TESTS_COLLECTED])
 
 
@@ -145,7 +145,8 @@ def app(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks named after `--`, or all of them."""
     names = session.posargs or sorted(path.stem for path in Path("benchmarks").glob("[!_]*.py"))
-    session.install(*from_tree(*listed(Path("benchmarks/requirements.txt"))))
+    needed = listed(Path("benchmarks/requirements.txt")) + listed(Path("benchmarks/peers.txt"))
+    session.install(*from_tree(*needed))
     for name in names:
         session.run("python", f"benchmarks/{name}.py")
 

@@ -104,9 +104,7 @@ def test_silicon_under_pressure_as_by_bfgs():
         max_stress=1e-6,
     )
     atoms.calc = Ours()
-    filtered: Any = FrechetCellFilter(
-        atoms, scalar_pressure=5.0 * GPA
-    )  # not `Atoms` to ASE's types
+    filtered: Any = FrechetCellFilter(atoms, scalar_pressure=5.0 * GPA)
     optimizer = BFGS(filtered, logfile=None)
     assert optimizer.run(fmax=1e-4, steps=300)
     np.testing.assert_allclose(found.energy, atoms.get_potential_energy(), atol=2e-5)

@@ -4,12 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
-import random
-import signal
 import stat
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -544,48 +539,3 @@ def test_another_run_in_the_same_directory_is_refused(tmp_path):
     (tmp_path / "notes" / "a.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"not empty and has no run\.json"):
         simulation.run(ARGON, state, 20, directory=tmp_path / "notes")
-
-
-SCRIPT = """
-import sys
-import jax
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_compilation_cache_dir", sys.argv[2])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-sys.path.insert(0, sys.argv[3])
-from test_simulation import ARGON, KT, argon, crystal
-simulation = argon(every=20, chunk_frames=10)
-state = simulation.start(jax.random.key(2), ARGON, crystal(), kT=3.0 * KT, replicas=2)
-simulation.run(ARGON, state, 12_000, directory=sys.argv[1])
-"""
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_random_times_leaves_the_same_bytes(tmp_path):
-    """SIGKILL, three times, against a run left alone: every file equal."""
-
-    def launch(name):
-        command = [sys.executable, "-c", SCRIPT, tmp_path / name, tmp_path / "jit"]
-        return subprocess.Popen([*command, os.path.dirname(__file__)])
-
-    def contents(name):
-        root = tmp_path / name
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        return {str(path.relative_to(root)): path.read_bytes() for path in files}
-
-    def n_chunks(name):
-        return len(list((tmp_path / name).glob("frames/frames-*.safetensors")))
-
-    assert launch("alone").wait() == 0
-    dice = random.Random(0)
-    for _ in range(3):
-        process = launch("killed")
-        target = n_chunks("killed") + dice.randint(1, 8)
-        while process.poll() is None and n_chunks("killed") < target:
-            time.sleep(0.002)
-        time.sleep(dice.uniform(0.0, 0.03))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "finished before it could be killed"
-    assert launch("killed").wait() == 0
-    assert contents("killed") == contents("alone")

@@ -27,7 +27,6 @@ from mosaicmd.kernel.observables.internal_coordinates import (
     coordinate_distribution,
     dihedral,
     free_energy_surface,
-    minimum_image,
 )
 from mosaicmd.kernel.observables.pair_distribution import coordination_number, rdf, shell_volumes
 from mosaicmd.kernel.observables.structure_factor import (
@@ -90,7 +89,6 @@ __all__ = [
     "isothermal_compressibility",
     "jackknife_error",
     "mean_square_displacement",
-    "minimum_image",
     "number_density",
     "observe",
     "pressure",
