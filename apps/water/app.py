@@ -8,18 +8,17 @@ import jax
 import numpy as np
 import typer
 import water
-import yaml
 
 from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler
 from mosaicmd.kernel import observables, units
-from mosaicmd.kernel.config import ConfigError, load_config, suggest
-from mosaicmd.kernel.files import atomic_write_text
+from mosaicmd.kernel.config import ConfigError
 from mosaicmd.kernel.integrators import langevin
 from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.model_files import load_model, save_model
 from mosaicmd.kernel.observables import evaluate_frames
 from mosaicmd.kernel.observables.transport import diffusion_coefficient
 from mosaicmd.kernel.potentials import Potential
+from mosaicmd.kernel.presets import settings_and_folder
 from mosaicmd.kernel.report import Metric, write_results
 from mosaicmd.kernel.simulation import Simulation
 from mosaicmd.kernel.training import averaged_params, tail_average, train
@@ -86,26 +85,12 @@ def trained(settings: water.WaterConfig, out: Path) -> tuple[Potential, Any, Any
 
 def prepare(preset: str, config: Path | None, out: Path | None) -> tuple[water.WaterConfig, Path]:
     """Checked settings, and an output directory that belongs to them."""
-    presets = sorted(path.stem for path in (HERE / "config").glob("*.yaml"))
-    if config is None and preset not in presets:
-        raise typer.BadParameter(
-            f"no preset {preset!r}{suggest(preset, presets)}; there are {presets}"
-        )
     try:
-        settings = load_config(water.WaterConfig, config or HERE / "config" / f"{preset}.yaml")
+        return settings_and_folder(
+            water.WaterConfig, HERE / "config", preset=preset, config=config, out=out, name="water"
+        )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    name = config.stem if config is not None else preset
-    out = out or Path("runs") / f"water-{name}"
-    out.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-    record = out / "config.yaml"
-    if record.exists() and record.read_text() != text:
-        raise typer.BadParameter(
-            f"{out} holds a run with other settings ({record}); give another --out"
-        )
-    atomic_write_text(record, text)
-    return settings, out
 
 
 def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: Path) -> Any:
@@ -181,19 +166,7 @@ def validate(
     skipped = run.steps(run.equilibration_ps)
     total = skipped + run.steps(run.production_ps * fraction)
     _, trajectory = dynamics.run(params, state, total, directory=directory)
-    return analyse(after_equilibration(trajectory, skipped // run.every), params, pressure)
-
-
-def after_equilibration(trajectory: Trajectory, n_skipped: int) -> Trajectory:
-    systems = trajectory.systems
-    assert trajectory.time is not None
-    return trajectory._replace(
-        systems=systems._replace(
-            positions=systems.positions[n_skipped:], cell=systems.cell[n_skipped:]
-        ),
-        quantities=jax.tree.map(lambda q: q[n_skipped:], trajectory.quantities),
-        time=trajectory.time[n_skipped:],
-    )
+    return analyse(trajectory.skip(skipped // run.every), params, pressure)
 
 
 def analyse(trajectory: Trajectory, params: Any, pressure: Any) -> Validation:

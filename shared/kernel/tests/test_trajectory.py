@@ -50,5 +50,15 @@ def test_pieces_join_in_order():
         concatenate([])
 
 
+def test_frames_of_equilibration_are_left_out():
+    rest, expected = trajectory(5).skip(2), trajectory(3, first=2)
+    assert rest.n_frames == 3
+    np.testing.assert_array_equal(rest.systems.positions, expected.systems.positions)
+    np.testing.assert_array_equal(rest.systems.cell, expected.systems.cell)
+    np.testing.assert_array_equal(rest.quantities["energy"], expected.quantities["energy"])
+    np.testing.assert_array_equal(rest.time, expected.time)
+    assert rest.momenta is None
+
+
 def test_inverse_temperature():
     assert StatePoint(0.025).beta == 40.0

@@ -50,6 +50,15 @@ class Trajectory(NamedTuple):
         systems = self.systems
         return systems._replace(positions=systems.positions[index], cell=systems.cell[index])
 
+    def skip(self, n_frames: int) -> Trajectory:
+        """Without its first frames, those of equilibration."""
+        frames = (self.systems.positions, self.systems.cell, self.quantities, self.momenta)
+        positions, cell, quantities, momenta, time = jax.tree.map(
+            lambda leaf: leaf[n_frames:], (*frames, self.time)
+        )
+        systems = self.systems._replace(positions=positions, cell=cell)
+        return Trajectory(systems, quantities, self.state_point, momenta, time)
+
 
 def map_frames(
     function: Callable[..., Any], trajectory: Trajectory, *extras: Any, batch_size: int = 1
