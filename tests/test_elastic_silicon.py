@@ -153,6 +153,10 @@ def test_difftre_learns_from_elastic_constants():
         step = jnp.zeros_like(flat).at[k].set(1e-5)
         expected = (loss(nearby + step)[0] - loss(nearby - step)[0]) / 2e-5
         np.testing.assert_allclose(slope[k], expected, rtol=1e-5)
+    one = reweighting.linearise(unravel(nearby), samples, graphs)
+    pull = jax.grad(target.loss)(one.prediction.values[observable.name])
+    chained = jnp.tensordot(pull, one.jacobian[observable.name], axes=2)
+    np.testing.assert_allclose(chained, slope, rtol=1e-8)
 
 
 def thermal(repeats, replicas, n_steps, kelvins=500.0, edge=5.4412, h=0.01):

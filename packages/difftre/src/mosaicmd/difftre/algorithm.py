@@ -22,6 +22,8 @@ Array = jax.Array
 Params = Any
 
 _MAX_RETREATS = 6
+_FEW = 8
+"""Values of a target that are logged one by one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,9 +61,10 @@ def difftre(
     used. Where a simulation breaks, the step before it was too long: the parameters go
     halfway back and it is tried again. Metrics per step: ``loss``, ``n_eff/NAME``
     (fraction, after the update), ``simulations`` (so far), ``retreats`` (after broken
-    simulations), ``step_scale`` and ``deviation/NAME/OBSERVABLE`` (root mean square, in
-    tolerances). Where a routine changes the parameters in between, the effective sizes are
-    computed anew, so that frames are reused only as far as they represent what it found.
+    simulations), ``step_scale``, ``deviation/NAME/OBSERVABLE`` (root mean square, in
+    tolerances), and ``value/NAME/OBSERVABLE/k`` of targets with few values. Where a routine
+    changes the parameters in between, the effective sizes are computed anew, so that
+    frames are reused only as far as they represent what it found.
 
     Args:
         energy_fn: per-atom energies of the potential that is learned.
@@ -129,6 +132,10 @@ def difftre(
                 deviations = np.asarray(target.deviations(prediction.values[name]))
                 size = float(np.sqrt(np.sum(deviations**2) / target.weight))
                 metrics[f"deviation/{point.name}/{name}"] = size
+                values = np.ravel(prediction.values[name])
+                if len(values) <= _FEW:
+                    named = {f"value/{point.name}/{name}/{k}": v for k, v in enumerate(values)}
+                    metrics |= {key: float(value) for key, value in named.items()}
         state = state._replace(params=params, update=update_state, samples=tuple(samples))
         return state, metrics
 

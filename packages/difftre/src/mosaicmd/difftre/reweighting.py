@@ -217,6 +217,10 @@ class Reweighting:
             if not self.moving:
                 return value, slope, {}, {}
             moving = observe(flat, system, graph)
+            n_values = sum(leaf.size for leaf in jax.tree.leaves(moving))
+            if flat.size < n_values:  # forward mode, which edges that know their reverse refuse
+                plain = None if graph is None else dataclasses.replace(graph, reverse=None)
+                return value, slope, moving, jax.jacfwd(observe)(flat, system, plain)
             return value, slope, moving, jax.jacrev(observe)(flat, system, graph)
 
         trajectory = Trajectory(samples.systems, {}, self.state_point)
