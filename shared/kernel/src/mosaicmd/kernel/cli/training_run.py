@@ -1,0 +1,329 @@
+"""`mosaicmd train`: from a configuration to a model, its errors and a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import yaml
+
+from mosaicmd.kernel.batches import Batches, prefetch
+from mosaicmd.kernel.cli.label_report import compare_labels, write_label_report
+from mosaicmd.kernel.cli.labelled_files import Data, read_splits, require_right_stress
+from mosaicmd.kernel.cli.optimizers import build_optimizer, frozen_leaves
+from mosaicmd.kernel.cli.training_config import LossConfig, TrainingConfig
+from mosaicmd.kernel.config import Config, ConfigError, suggest
+from mosaicmd.kernel.early_stopping import stop_when_stale, watch
+from mosaicmd.kernel.examples import Example, labels_present, make_examples
+from mosaicmd.kernel.files import atomic_write_json, atomic_write_text
+from mosaicmd.kernel.force_matching import force_matching
+from mosaicmd.kernel.label_errors import MatchingLoss, Term
+from mosaicmd.kernel.metrics import read_metrics
+from mosaicmd.kernel.model_files import load_model, save_model
+from mosaicmd.kernel.potentials import Params, Potential, build_potential, sum_potentials
+from mosaicmd.kernel.reference_energies import atomic_energies, fit_reference_energies
+from mosaicmd.kernel.report import Metric
+from mosaicmd.kernel.training import train
+
+REFERENCE = "atomic_energies"
+
+
+class Model(NamedTuple):
+    """A potential without its reference energies, and these."""
+
+    potential: Potential
+    params: Params
+    reference_energies: dict[int, float] | None  # eV by species
+
+
+def run_training(config: TrainingConfig, out: Path, *, quiet: bool = False) -> dict[str, Metric]:
+    """Train, and write everything into a folder; the same call again resumes or repeats it.
+
+    The folder gets ``config.yaml``, ``data.json`` (checksums of the files), ``checkpoints/``,
+    ``metrics.jsonl``, ``model/``, ``results.json`` and ``report.html``.
+
+    Returns:
+        The errors of all splits.
+
+    Raises:
+        ConfigError: for settings or labels that cannot be used, and a folder that holds a
+            run of other settings or other data.
+    """
+    claim(out, config, {str(f.path): f.path for fs in config.data.files().values() for f in fs})
+    splits = read_splits(config.data, config.seed)
+    model = starting_model(config, splits["train"])
+    for data in splits.values():
+        for system, _ in data:
+            model.potential.check(system)
+    cutoff, energies = model.potential.cutoff, model.reference_energies
+    examples = {
+        name: make_examples(data, cutoff, reference_energies=energies, dtype=config.dtype)
+        for name, data in splits.items()
+    }
+    loss = matching_loss(config.loss, examples)
+    if config.check_stress and not (out / "checkpoints").exists():
+        require_right_stress(examples["train"], config.seed)
+    learned = _fit(config, model, loss, examples, out, quiet)
+    complete = with_reference(model._replace(params=learned))
+    save_model(
+        out / "model",
+        complete.potential,
+        complete.params,
+        training={"config": config.model_dump(mode="json"), "data": _sizes(splits)},
+        overwrite=True,
+    )
+    pairs = {
+        name: compare_labels(
+            model.potential,
+            learned,
+            part,
+            batch_size=config.batch_size,
+            separate=config.separate,
+        )
+        for name, part in examples.items()
+    }
+    text = "Energies are per atom" + (", less reference energies." if energies else ".")
+    return write_label_report(
+        out,
+        f"Training of {out.name}",
+        pairs,
+        history=read_metrics(out / "metrics.jsonl"),
+        text=text,
+        n_structures=_sizes(splits),
+        reference_energies_ev={str(label): e for label, e in (energies or {}).items()},
+    )
+
+
+def claim(out: Path, config: Config, inputs: Mapping[str, Path]) -> None:
+    """Make a folder that of a run, or check that it is.
+
+    Raises:
+        ConfigError: if it belongs to other settings, or an input file has changed since.
+    """
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    sums = {name: _checksum(path) for name, path in inputs.items()}
+    settings, record = out / "config.yaml", out / "data.json"
+    if settings.exists():
+        if settings.read_text(encoding="utf-8") != text:
+            changed = _changed(yaml.safe_load(settings.read_text(encoding="utf-8")), config)
+            raise ConfigError(
+                f"{out} holds a run with other settings (different: {', '.join(changed)}); give "
+                "another --out, or delete it"
+            )
+        known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else sums
+        if changed := sorted(name for name in sums if known.get(name) != sums[name]):
+            raise ConfigError(
+                f"{', '.join(changed)} changed since the run in {out} was started; give another "
+                "--out, or delete it"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and holds no run; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(record, sums)
+    atomic_write_text(settings, text)
+
+
+def starting_model(config: TrainingConfig, data: Data | None) -> Model:
+    """The potential to train with its initial parameters, and reference energies.
+
+    Args:
+        config: which says where they come from.
+        data: to fit reference energies to; ``None`` leaves them out.
+
+    Raises:
+        ConfigError: for a potential that cannot be built.
+    """
+    kept: dict[int, float] | None = None
+    if config.init_from is not None:
+        potential, params, kept = without_reference(*load_model(config.init_from))
+    else:
+        potential = _potential(config)
+        params = potential.init(jax.random.key(config.seed))
+    params = jax.tree.map(
+        lambda leaf: (
+            leaf.astype(config.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        ),
+        jax.tree.map(jnp.asarray, params),
+    )
+    if config.freeze:
+        frozen_leaves(params, config.freeze)
+    match config.reference_energies:
+        case "keep":
+            energies = kept
+        case "none":
+            energies = None
+        case "fit":
+            has_energies = any(labels.energy is not None for _, labels in data or ())
+            energies = fit_reference_energies(data)[0] if data and has_energies else None
+        case given:
+            energies = {species_label(symbol): energy for symbol, energy in given.items()}
+    return Model(potential, params, energies)
+
+
+def without_reference(potential: Potential, params: Params) -> Model:
+    """A model taken apart: reference energies are subtracted from labels, not computed."""
+    if potential.architecture != "sum":
+        return Model(potential, params, None)
+    terms = potential.config["terms"]
+    energies: dict[int, float] = {}
+    kept = []
+    for term, own in zip(terms, params, strict=True):
+        if term["architecture"] == REFERENCE:
+            for label, energy in term["config"]["energies"].items():
+                energies[int(label)] = energies.get(int(label), 0.0) + energy
+        else:
+            kept.append((build_potential(term["architecture"], term["config"]), own))
+    if not energies or not kept:
+        return Model(potential, params, None)
+    if len(kept) == 1:
+        potential, params = kept[0]
+        return Model(potential, params, energies)
+    return Model(sum_potentials(*(t for t, _ in kept)), tuple(own for _, own in kept), energies)
+
+
+def with_reference(model: Model) -> Model:
+    """The opposite of :func:`without_reference`: energies as labels have them."""
+    if not model.reference_energies:
+        return model
+    reference = atomic_energies(model.reference_energies)
+    parts, params = [model.potential], [model.params]
+    if model.potential.architecture == "sum":  # one flat sum, so that it comes apart again
+        parts = [
+            build_potential(t["architecture"], t["config"]) for t in model.potential.config["terms"]
+        ]
+        params = list(model.params)
+    total = sum_potentials(*parts, reference)
+    return Model(total, (*params, reference.init(jax.random.key(0))), None)
+
+
+def matching_loss(config: LossConfig, examples: Mapping[str, Sequence[Example]]) -> MatchingLoss:
+    """The loss of a configuration, checked against the labels of all splits.
+
+    Raises:
+        ConfigError: for labels that it forgets, or that no structure has.
+    """
+    terms = {
+        name: None if term is None else Term(term.weight, term.huber)
+        for name, term in ((name, getattr(config, name)) for name in LossConfig.model_fields)
+    }
+    try:
+        loss = MatchingLoss(**terms)
+    except ValueError as error:
+        raise ConfigError(f"loss: {error}") from error
+    for split, part in examples.items():
+        present = labels_present(part)
+        if forgotten := [label for label in present if getattr(config, label) is None]:
+            raise ConfigError(
+                f"loss: the structures of `{split}` have labels {forgotten} without a weight; add "
+                f"`{forgotten[0]}: 1.0` to `loss`, or `{forgotten[0]}: 0` to leave it out"
+            )
+        if absent := [label for label in loss.labels if label not in present]:
+            raise ConfigError(
+                f"loss: no structure of `{split}` has the labels {absent}, which have a weight; "
+                f"it has {list(present)}"
+            )
+    return loss
+
+
+def _fit(
+    config: TrainingConfig,
+    model: Model,
+    loss: MatchingLoss,
+    examples: Mapping[str, Sequence[Example]],
+    out: Path,
+    quiet: bool,
+) -> Params:
+    batches = Batches(
+        examples["train"], config.batch_size, seed=config.seed, separate=config.separate
+    )
+    validation = None
+    if "validation" in examples:
+        validation = Batches(
+            examples["validation"], config.batch_size, shuffle=False, separate=config.separate
+        )
+    n_steps = config.steps or (config.epochs or 0) * batches.steps_per_epoch
+    algorithm = force_matching(
+        model.potential.energy,
+        loss,
+        build_optimizer(
+            config.optimizer,
+            n_steps,
+            model.params,
+            max_gradient_norm=config.max_gradient_norm,
+            freeze=config.freeze,
+        ),
+        average_decay=config.average_decay,
+        validation=validation,
+        validate_every=min(config.validate_every or batches.steps_per_epoch, n_steps),
+    )
+    callbacks = []
+    if config.patience is not None:
+        algorithm = watch(algorithm, "validation/loss")
+        callbacks.append(stop_when_stale(config.patience))
+    state = train(
+        algorithm,
+        model.params,
+        n_steps,
+        batches=prefetch(batches),
+        callbacks=callbacks,
+        directory=out,
+        every=config.checkpoint_every or batches.steps_per_epoch,
+        description=out.name,
+        quiet=quiet,
+    )
+    learned = (state if config.patience is None else state.inner).best
+    if not config.freeze:
+        return learned
+    held = frozen_leaves(model.params, config.freeze)  # an average would round them
+    return jax.tree.map(lambda h, new, old: old if h else new, held, learned, model.params)
+
+
+def _potential(config: TrainingConfig) -> Potential:
+    terms = []
+    for term in config.potential or ():
+        if term.architecture in (REFERENCE, "sum"):
+            raise ConfigError(
+                f"potential: {term.architecture!r} is not given here: list several terms for a "
+                "sum, and set `reference_energies`"
+            )
+        try:
+            terms.append(build_potential(term.architecture, term.config))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"potential: {term.architecture}: {error}") from error
+    return terms[0] if len(terms) == 1 else sum_potentials(*terms)
+
+
+def species_label(symbol: str) -> int:
+    """A species label from an element symbol or digits."""
+    from ase.data import atomic_numbers
+
+    if symbol in atomic_numbers:
+        return atomic_numbers[symbol]
+    if symbol.isdigit():
+        return int(symbol)
+    raise ConfigError(
+        f"reference_energies: {symbol!r} is neither a label nor an element"
+        f"{suggest(symbol, atomic_numbers)}"
+    )
+
+
+def _sizes(splits: Mapping[str, Data]) -> dict[str, int]:
+    return {name: len(data) for name, data in splits.items()}
+
+
+def _checksum(path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError(f"file {path} does not exist")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _changed(stored: Any, config: Config) -> list[str]:
+    """Top-level settings that differ."""
+    mine = config.model_dump(mode="json")
+    theirs = stored if isinstance(stored, dict) else {}
+    return [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
