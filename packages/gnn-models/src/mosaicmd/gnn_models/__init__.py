@@ -26,6 +26,7 @@ from mosaicmd.gnn_models.embedded_atom import (
     sutton_chen,
 )
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
+from mosaicmd.gnn_models.mace import MACEConfig, mace
 from mosaicmd.gnn_models.morse import MorseConfig, morse
 from mosaicmd.gnn_models.painn import PaiNNConfig, painn
 from mosaicmd.gnn_models.pair_spline import PairSplineConfig, pair_spline
@@ -49,6 +50,7 @@ __all__ = [
     "HarmonicImproperConfig",
     "HarmonicPrior",
     "LennardJonesConfig",
+    "MACEConfig",
     "MorseConfig",
     "PaiNNConfig",
     "PairSplineConfig",
@@ -66,6 +68,7 @@ __all__ = [
     "harmonic_improper",
     "harmonic_prior",
     "lennard_jones",
+    "mace",
     "morse",
     "painn",
     "pair_spline",

@@ -1,0 +1,176 @@
+"""Irreducible representations on graphs: harmonics, paths of products, sums over neighbors.
+
+Features are dictionaries from the name of an irreducible representation of O(3), such as
+``"1o"`` (degree 1, odd), to arrays ``[2l+1, n_atoms, n_channels]``. Components lead, so that
+contractions over them are matrix products with all atoms and channels as columns. Bases and
+Clebsch–Gordan coefficients are those of e3nn-jax.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaicmd.kernel.graphs import Graph, gather_senders, sum_edges
+
+Array = jax.Array
+Features = dict[str, Array]
+
+
+class Path(NamedTuple):
+    """A product of features and spherical harmonics, by names of irreps and degrees."""
+
+    first: str  # of the features
+    degree: int  # of the harmonics
+    out: str
+
+
+def natural(l: int) -> str:
+    """The irrep of spherical harmonics of degree ``l``: parity ``(-1)^l``."""
+    return f"{l}{'eo'[l % 2]}"
+
+
+def degree(irrep: str) -> int:
+    """The ``l`` of an irrep."""
+    return int(irrep[:-1])
+
+
+@functools.cache
+def convolution_paths(
+    features: tuple[str, ...], l_max: int, outputs: tuple[str, ...]
+) -> tuple[Path, ...]:
+    """All products of features with harmonics up to ``l_max`` that give one of ``outputs``.
+
+    They are sorted by what they give, then by feature and by degree.
+    """
+    import e3nn_jax as e3nn
+
+    found = [
+        (out, Path(first, l, str(out)))
+        for first in features
+        for l in range(l_max + 1)
+        for out in e3nn.Irrep(first) * e3nn.Irrep(natural(l))
+        if str(out) in outputs
+    ]
+    return tuple(path for _, path in sorted(found, key=lambda pair: pair[0]))
+
+
+@functools.cache
+def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
+    """Real coefficients ``[2 l1 + 1, 2 l2 + 1, 2 l3 + 1]`` with squares that add up to one."""
+    import e3nn_jax as e3nn
+
+    return e3nn.clebsch_gordan(l1, l2, l3)
+
+
+def spherical_harmonics(directions: Array, l_max: int) -> list[Array]:
+    """Real harmonics of unit vectors with mean square one over the sphere per component.
+
+    Args:
+        directions: ``[3, n_edges]``; need not be unit vectors, then these are the harmonic
+            polynomials.
+        l_max: highest degree.
+
+    Returns:
+        ``[2l+1, n_edges]`` for each degree, in the basis of e3nn-jax.
+    """
+    harmonics = [jnp.ones_like(directions[:1]), np.sqrt(3.0).item() * directions]
+    for l in range(1, l_max):
+        product = (harmonics[l][:, None] * directions[None]).reshape(3 * (2 * l + 1), -1)
+        harmonics.append(_constant_product(_next_degree(l), product))
+    return harmonics[: l_max + 1]
+
+
+@functools.cache
+def _next_degree(l: int) -> np.ndarray:
+    """From products of degree ``l`` with a vector to degree ``l + 1``, ``[2l+3, (2l+1) 3]``.
+
+    The square of the harmonics of a unit vector is ``2l + 1``, here for the vector (0, 1, 0),
+    in e3nn's order the middle component of every degree.
+    """
+    coupling = clebsch_gordan(l, 1, l + 1)
+    scale = np.sqrt((2 * l + 3) / (2 * l + 1)) / abs(coupling[l, 1, l + 1])
+    return scale * np.sign(coupling[l, 1, l + 1]) * coupling.reshape(-1, 2 * l + 3).T
+
+
+def convolve(
+    features: Features,
+    weights: Array,
+    harmonics: Sequence[Array],
+    paths: Sequence[Path],
+    graph: Graph,
+) -> Features:
+    r"""Sum over neighbors of weighted products with harmonics, channel by channel.
+
+    ``out_{i,m3,p,c} = sum_j w_{ij,p,c} sqrt(2 l3 + 1) sum_{m1,m2} C_{m1,m2,m3} x_{j,m1,c}
+    Y_{m2}(ij)``. On graphs in rows the sum over neighbors and ``m1`` is one matrix product
+    per atom and path.
+
+    Args:
+        features: ``x``, by irrep ``[2l+1, n_atoms, n_channels]``.
+        weights: ``w``, ``[n_edges, n_paths * n_channels]``, path by path.
+        harmonics: from :func:`spherical_harmonics`.
+        paths: ``p``, from :func:`convolution_paths`.
+        graph: edges.
+
+    Returns:
+        By irrep ``[2l+1, n_atoms, n_paths_to_it * n_channels]``.
+    """
+    n_atoms, n_channels = next(iter(features.values())).shape[1:]
+    rows = graph.row_length
+    n_edges = graph.n_edges
+    # one gather for all that a sender knows
+    known = jnp.concatenate([x.swapaxes(0, 1) for x in features.values()], axis=1)
+    at_sender = gather_senders(known, graph)
+    starts = np.cumsum([0, *(x.shape[0] for x in features.values())])
+    part = {name: slice(starts[k], starts[k + 1]) for k, name in enumerate(features)}
+    outputs: dict[str, list[Array]] = {}
+    for p, path in enumerate(paths):
+        l1, l3 = degree(path.first), degree(path.out)
+        coupling = _coupling(l1, path.degree, l3)
+        turn = _constant_product(coupling, harmonics[path.degree])
+        turn = turn.reshape(2 * l1 + 1, 2 * l3 + 1, n_edges)
+        weight = weights[:, None, p * n_channels : (p + 1) * n_channels]
+        sent = weight * at_sender[:, part[path.first]]  # [n_edges, 2 l1 + 1, n_channels]
+        if rows is not None:
+            turn = turn.transpose(2, 0, 1).reshape(n_atoms, -1, 2 * l3 + 1)
+            sent = sent.reshape(n_atoms, -1, n_channels)
+            total = jnp.einsum("nam,nac->mnc", turn, sent)
+        else:
+            turn = turn.transpose(0, 2, 1)[..., None]
+            message = sum(turn[a] * sent[:, a, None] for a in range(2 * l1 + 1))
+            total = sum_edges(message, graph, n_atoms).swapaxes(0, 1)
+        outputs.setdefault(path.out, []).append(total)
+    return {name: jnp.concatenate(parts, axis=2) for name, parts in outputs.items()}
+
+
+@functools.cache
+def _coupling(l1: int, l2: int, l3: int) -> np.ndarray:
+    """``[(2 l1 + 1) (2 l3 + 1), 2 l2 + 1]``, scaled to keep mean squares per component."""
+    coupling = np.sqrt(2 * l3 + 1) * clebsch_gordan(l1, l2, l3)
+    return coupling.transpose(0, 2, 1).reshape(-1, 2 * l2 + 1)
+
+
+def mix_by_species(weights: Array, x: Array, kinds: Array) -> Array:
+    """A linear map of the channels for each species, divided by the root of their number.
+
+    Args:
+        weights: ``[n_species, n_channels, n_out]``.
+        x: ``[..., n_atoms, n_channels]``.
+        kinds: index of the species of every atom, ``[n_atoms]``.
+    """
+    n_species, n_channels, n_out = weights.shape
+    here = jnp.arange(n_species)[None] == kinds[:, None]
+    spread = jnp.where(here[..., None], x[..., None, :], 0.0)
+    flat = spread.reshape(*x.shape[:-1], n_species * n_channels)
+    return flat @ (weights.reshape(-1, n_out) * n_channels**-0.5)
+
+
+def _constant_product(matrix: np.ndarray, x: Array) -> Array:
+    """A constant matrix times ``x``, exact also where single precision is not the default."""
+    return jnp.matmul(jnp.asarray(matrix, x.dtype), x, precision="highest")
