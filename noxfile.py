@@ -103,6 +103,14 @@ for name in MEMBERS:
         session.run("pytest", str(MEMBERS[member] / "tests"), *session.posargs)
 
 
+    @nox.session(name=f"tests_floor({name})", venv_backend="uv")
+    def member_floor_tests(session: nox.Session, member: str = name) -> None:
+        """Test one member with the lowest versions that it declares."""
+        lowest = ("--resolution", "lowest-direct")
+        session.install(*lowest, *from_tree(f"mosaicmd-{member}[test]"))
+        session.run("pytest", str(MEMBERS[member] / "tests"), *session.posargs)
+
+
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """Test every member, each in its own environment."""

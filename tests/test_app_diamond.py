@@ -56,6 +56,7 @@ def test_shear_becomes_stiffer_with_every_update(undisturbed):
     assert history[2]["loss"] < 0.7 * history[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path):
     arguments = command(tmp_path)
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
