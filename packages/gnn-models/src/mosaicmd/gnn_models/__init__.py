@@ -28,6 +28,7 @@ from mosaicmd.gnn_models.embedded_atom import (
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
 from mosaicmd.gnn_models.mace import MACEConfig, mace
 from mosaicmd.gnn_models.morse import MorseConfig, morse
+from mosaicmd.gnn_models.nequip import NequIPConfig, nequip
 from mosaicmd.gnn_models.painn import PaiNNConfig, painn
 from mosaicmd.gnn_models.pair_spline import PairSplineConfig, pair_spline
 from mosaicmd.gnn_models.scaled import scaled
@@ -52,6 +53,7 @@ __all__ = [
     "LennardJonesConfig",
     "MACEConfig",
     "MorseConfig",
+    "NequIPConfig",
     "PaiNNConfig",
     "PairSplineConfig",
     "PeriodicDihedralConfig",
@@ -70,6 +72,7 @@ __all__ = [
     "lennard_jones",
     "mace",
     "morse",
+    "nequip",
     "painn",
     "pair_spline",
     "periodic_dihedral",

@@ -82,7 +82,7 @@ def spherical_harmonics(directions: Array, l_max: int) -> list[Array]:
     harmonics = [jnp.ones_like(directions[:1]), np.sqrt(3.0).item() * directions]
     for l in range(1, l_max):
         product = (harmonics[l][:, None] * directions[None]).reshape(3 * (2 * l + 1), -1)
-        harmonics.append(_constant_product(_next_degree(l), product))
+        harmonics.append(constant_product(_next_degree(l), product))
     return harmonics[: l_max + 1]
 
 
@@ -133,7 +133,7 @@ def convolve(
     for p, path in enumerate(paths):
         l1, l3 = degree(path.first), degree(path.out)
         coupling = _coupling(l1, path.degree, l3)
-        turn = _constant_product(coupling, harmonics[path.degree])
+        turn = constant_product(coupling, harmonics[path.degree])
         turn = turn.reshape(2 * l1 + 1, 2 * l3 + 1, n_edges)
         weight = weights[:, None, p * n_channels : (p + 1) * n_channels]
         sent = weight * at_sender[:, part[path.first]]  # [n_edges, 2 l1 + 1, n_channels]
@@ -171,6 +171,6 @@ def mix_by_species(weights: Array, x: Array, kinds: Array) -> Array:
     return flat @ (weights.reshape(-1, n_out) * n_channels**-0.5)
 
 
-def _constant_product(matrix: np.ndarray, x: Array) -> Array:
+def constant_product(matrix: np.ndarray, x: Array) -> Array:
     """A constant matrix times ``x``, exact also where single precision is not the default."""
     return jnp.matmul(jnp.asarray(matrix, x.dtype), x, precision="highest")

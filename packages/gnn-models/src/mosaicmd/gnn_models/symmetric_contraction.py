@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaicmd.gnn_models.equivariant import clebsch_gordan
+from mosaicmd.gnn_models.equivariant import clebsch_gordan, constant_product
 
 Array = jax.Array
 
@@ -81,11 +81,11 @@ def contract(contraction: Contraction, weights: Array, A: list[Array], kinds: Ar
         rows = []
         for l1, l2, matrix in contraction.blocks:
             pairs = (flat[l1][:, None] * flat[l2][None]).reshape(matrix.shape[1], -1)
-            rows.append(_product(matrix, pairs))
+            rows.append(constant_product(matrix, pairs))
         rows.extend(flat[l] for l in contraction.singles)
-        weighted = jnp.concatenate(rows) * _product(contraction.expand, w[:-1])
+        weighted = jnp.concatenate(rows) * constant_product(contraction.expand, w[:-1])
         factor = jnp.concatenate(flat)
-        partial = _product(contraction.last, weighted).reshape(-1, *factor.shape)
+        partial = constant_product(contraction.last, weighted).reshape(-1, *factor.shape)
         result = result + jnp.sum(partial * factor[None], axis=1)
     return result.reshape(-1, *shape)
 
@@ -181,7 +181,3 @@ def _symmetrised(tensor: np.ndarray) -> np.ndarray:
     """The mean over all orders of the axes."""
     orders = list(itertools.permutations(range(tensor.ndim)))
     return sum(tensor.transpose(order) for order in orders) / len(orders)
-
-
-def _product(matrix: np.ndarray, x: Array) -> Array:
-    return jnp.matmul(jnp.asarray(matrix, x.dtype), x, precision="highest")
