@@ -158,7 +158,7 @@ def averages(trajectory: Trajectory) -> dict[str, Metric]:
         series = np.asarray(trajectory.quantities[name], float)[start:] * scale
         error = None
         if len(series) >= _FEWEST_FRAMES:
-            error = float(standard_error(jnp.asarray(series))[1])
+            error = float(standard_error(jnp.asarray(series))[0])
         metrics[title] = Metric(float(series.mean()), unit, error)
     conserved = trajectory.quantities.get("conserved_energy")
     if conserved is not None and trajectory.n_frames > 2:

@@ -121,11 +121,11 @@ def claim(out: Path, config: Config, inputs: Mapping[str, Path]) -> None:
                 f"{', '.join(changed)} changed since the run in {out} was started; give another "
                 "--out, or delete it"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not _is_torn(path) for path in out.iterdir())):
         raise ConfigError(f"{out} exists and holds no run; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(record, sums)
     atomic_write_text(settings, text)
+    atomic_write_json(record, sums)
 
 
 def starting_model(config: TrainingConfig, data: Data | None) -> Model:
@@ -320,6 +320,11 @@ def _checksum(path: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"file {path} does not exist")
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a kill has left this behind while a file was being written."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def _changed(stored: Any, config: Config) -> list[str]:
