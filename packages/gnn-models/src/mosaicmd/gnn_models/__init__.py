@@ -2,6 +2,13 @@
 
 from importlib.metadata import version
 
+from mosaicmd.gnn_models.allegro import (
+    AllegroConfig,
+    AllegroParts,
+    PairState,
+    allegro,
+    allegro_parts,
+)
 from mosaicmd.gnn_models.boltzmann_inversion import (
     DihedralPrior,
     HarmonicPrior,
@@ -45,6 +52,8 @@ from mosaicmd.gnn_models.zbl import ZBLConfig, zbl
 __version__ = version("mosaicmd-gnn-models")
 
 __all__ = [
+    "AllegroConfig",
+    "AllegroParts",
     "DihedralPrior",
     "HarmonicAngleConfig",
     "HarmonicBondConfig",
@@ -56,6 +65,7 @@ __all__ = [
     "NequIPConfig",
     "PaiNNConfig",
     "PairSplineConfig",
+    "PairState",
     "PeriodicDihedralConfig",
     "PowerEmbeddingConfig",
     "SoftRepulsionConfig",
@@ -64,6 +74,8 @@ __all__ = [
     "ThreeBodyConfig",
     "ZBLConfig",
     "__version__",
+    "allegro",
+    "allegro_parts",
     "dihedral_prior",
     "harmonic_angle",
     "harmonic_bond",
