@@ -7,11 +7,13 @@ import pytest
 
 from mosaicmd.gnn_models import stillinger_weber
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones
+from mosaicmd.gnn_models.mace import MACEConfig, mace
+from mosaicmd.gnn_models.nequip import NequIPConfig, nequip
 from mosaicmd.gnn_models.painn import PaiNNConfig, painn
 from mosaicmd.kernel.deploy import ase_calculator, export_model, load_exported
 from mosaicmd.kernel.graphs import host_graph, pad_graph
 from mosaicmd.kernel.potentials import evaluate
-from mosaicmd.kernel.systems import pad_system, volume
+from mosaicmd.kernel.systems import from_ase, pad_system, volume
 from mosaicmd.kernel.testing import random_system
 
 LABELS = (1, 8)
@@ -25,6 +27,12 @@ MODELS = {
     "painn": lambda: painn(
         PaiNNConfig(species=LABELS, cutoff=4.0, n_features=8, n_layers=2, n_radial=6)
     ),
+    "nequip": lambda: nequip(
+        NequIPConfig(species=LABELS, cutoff=4.0, n_features=4, n_layers=2, radial_widths=(8,))
+    ),
+    "mace": lambda: mace(
+        MACEConfig(species=LABELS, cutoff=4.0, n_channels=4, l_max=2, radial_widths=(8,))
+    ),
 }
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 
@@ -34,10 +42,8 @@ TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
     [
         ("painn", "float32"),
         ("stillinger_weber", "float64"),
-        pytest.param("painn", "float64", marks=pytest.mark.slow),
-        pytest.param("stillinger_weber", "float32", marks=pytest.mark.slow),
-        pytest.param("lennard_jones", "float32", marks=pytest.mark.slow),
-        pytest.param("lennard_jones", "float64", marks=pytest.mark.slow),
+        *(pytest.param(name, "float64", marks=pytest.mark.slow) for name in MODELS),
+        *(pytest.param(name, "float32", marks=pytest.mark.slow) for name in MODELS),
     ],
 )
 def test_exported_programs_are_the_models(tmp_path, name, dtype):
@@ -77,16 +83,10 @@ def test_calculators_follow_a_crystal_that_melts(name):
     for _ in range(12):
         atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
         forces, stress = atoms.get_forces(), atoms.get_stress(voigt=False)
-        system = ase_system(atoms)
+        system = from_ase(atoms, dtype="float64")
         graph = pad_graph(host_graph(system, potential.cutoff), 4096, n_atoms=len(atoms))
         wanted = exact(system, graph)
         np.testing.assert_allclose(forces, wanted.forces, atol=1e-11)
         np.testing.assert_allclose(stress, wanted.stress, atol=1e-13)
         np.testing.assert_allclose(forces.sum(axis=0), 0.0, atol=1e-10)
     assert 1 < atoms.calc.n_list_builds < 12
-
-
-def ase_system(atoms):
-    from mosaicmd.kernel.systems import from_ase
-
-    return from_ase(atoms, dtype="float64")

@@ -40,8 +40,14 @@ def compare_labels(
     batch_size: int = 8,
     separate: bool = False,
 ) -> dict[str, Pairs]:
-    """Predictions beside labels, by label; the order of structures is not kept."""
+    """Predictions beside labels, by label; the order of structures is not kept.
+
+    Raises:
+        ValueError: if there is nothing to compare with.
+    """
     labels = [label for label in labels_present(examples) if label in LABELS]
+    if not labels:
+        raise ValueError(f"no structure has any of the labels {list(LABELS)} to compare with")
     batches = Batches(examples, batch_size, shuffle=False, separate=separate)
     program = jax.jit(lambda params, slot: predict(potential.energy, params, slot, labels))
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in labels}

@@ -1,4 +1,15 @@
-"""The settings of `mosaicmd train`."""
+"""The settings of `mosaicmd train`.
+
+For example::
+
+data: {train: silicon.extxyz, validation: 0.1, test: held_out.extxyz}
+potential: {architecture: painn, config: {species: [14], cutoff: 5 A}}
+loss: {energy: 1.0, forces: {weight: 1.0, huber: 0.5}, stress: 10.0}
+optimizer: {name: adam, learning_rate: 5.0e-4, schedule: {name: cosine_decay}}
+max_gradient_norm: 10.0
+batch_size: 8
+epochs: 200
+"""
 
 from __future__ import annotations
 
