@@ -92,7 +92,8 @@ def nequip(config: NequIPConfig) -> Potential:
 
     Features that cannot reach the energy, such as pseudovectors before the last layer, are
     in the published code but not here. What a species selects is not divided by the root of
-    the number of species.
+    the number of species. Without ``parity`` the model is still invariant under reflections,
+    where the published code is not.
 
     Energies of untrained parameters are of the order of 1 eV: fit label minus
     ``fit_reference_energies``, and for labels of another size use
