@@ -22,7 +22,7 @@ _UNITS = {  # of errors, and of the axes of plots: name, and what one of it is
     "forces": (("meV/Å", 1e-3), ("eV/Å", 1.0)),
     "stress": (("GPa", units.GPA), ("GPa", units.GPA)),
 }
-_MOST_POINTS = 4000  # in a plot, per split
+_MOST_POINTS = 4000  # in a plot, per split or curve
 
 
 class Pairs(NamedTuple):
@@ -160,6 +160,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> Any:
     axes = figure.subplots()
     for name, label in (("loss", "training batch"), ("validation/loss", "validation")):
         points = [(line["step"], line[name]) for line in history if name in line]
+        points = points[:: max(1, len(points) // _MOST_POINTS)]
         if points:
             marker = "o" if name != "loss" else None
             axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from mosaicmd.kernel.cli.label_report import compare_labels, write_label_report
 from mosaicmd.kernel.cli.labelled_files import Data, read_splits, require_right_stress
 from mosaicmd.kernel.cli.optimizers import build_optimizer, frozen_leaves
 from mosaicmd.kernel.cli.training_config import LossConfig, TrainingConfig
-from mosaicmd.kernel.config import Config, ConfigError, suggest
+from mosaicmd.kernel.config import Config, ConfigError, load_config, suggest
 from mosaicmd.kernel.early_stopping import stop_when_stale, watch
 from mosaicmd.kernel.examples import Example, labels_present, make_examples
 from mosaicmd.kernel.files import atomic_write_json, atomic_write_text
@@ -105,27 +105,32 @@ def claim(out: Path, config: Config, inputs: Mapping[str, Path]) -> None:
     Raises:
         ConfigError: if it belongs to other settings, or an input file has changed since.
     """
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     sums = {name: _checksum(path) for name, path in inputs.items()}
     settings, record = out / "config.yaml", out / "data.json"
     if settings.exists():
-        if settings.read_text(encoding="utf-8") != text:
-            changed = _changed(yaml.safe_load(settings.read_text(encoding="utf-8")), config)
+        known = load_config(type(config), settings)
+        if known != config:
+            names = [
+                n for n in type(config).model_fields if getattr(known, n) != getattr(config, n)
+            ]
             raise ConfigError(
-                f"{out} holds a run with other settings (different: {', '.join(changed)}); give "
+                f"{out} holds a run with other settings (different: {', '.join(names)}); give "
                 "another --out, or delete it"
             )
-        known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else sums
-        if changed := sorted(name for name in sums if known.get(name) != sums[name]):
+        stored = json.loads(record.read_text(encoding="utf-8")) if record.exists() else sums
+        if changed := sorted(name for name in sums if stored.get(name) != sums[name]):
             raise ConfigError(
                 f"{', '.join(changed)} changed since the run in {out} was started; give another "
                 "--out, or delete it"
             )
     elif out.exists() and (not out.is_dir() or any(not _is_torn(path) for path in out.iterdir())):
         raise ConfigError(f"{out} exists and holds no run; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(settings, text)
-    atomic_write_json(record, sums)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        atomic_write_text(settings, text)
+    if not record.exists():
+        atomic_write_json(record, sums)
 
 
 def starting_model(config: TrainingConfig, data: Data | None) -> Model:
@@ -325,10 +330,3 @@ def _checksum(path: Path) -> str:
 def _is_torn(path: Path) -> bool:
     """Whether a kill has left this behind while a file was being written."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
-def _changed(stored: Any, config: Config) -> list[str]:
-    """Top-level settings that differ."""
-    mine = config.model_dump(mode="json")
-    theirs = stored if isinstance(stored, dict) else {}
-    return [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
