@@ -25,6 +25,7 @@ from mosaicmd.gnn_models.bonded import (
     harmonic_improper,
     periodic_dihedral,
 )
+from mosaicmd.gnn_models.dimenet import DimeNetConfig, dimenet
 from mosaicmd.gnn_models.embedded_atom import (
     PowerEmbeddingConfig,
     SplineEmbeddingConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "AllegroConfig",
     "AllegroParts",
     "DihedralPrior",
+    "DimeNetConfig",
     "HarmonicAngleConfig",
     "HarmonicBondConfig",
     "HarmonicImproperConfig",
@@ -77,6 +79,7 @@ __all__ = [
     "allegro",
     "allegro_parts",
     "dihedral_prior",
+    "dimenet",
     "harmonic_angle",
     "harmonic_bond",
     "harmonic_improper",

@@ -1,0 +1,174 @@
+"""Sums over triplets ``k -> j -> i`` of directed edges, without a list of triplets.
+
+What all neighbors ``k`` of an atom ``j`` send on to its neighbor ``i`` depends on the angle
+between them by a series of Legendre polynomials, and these are sums of products of spherical
+harmonics of either direction. So the neighbors first add up to moments of the atom, and
+each edge then reads the moments: linear in the number of neighbors, in memory too. There is
+nothing of which the number would have to be known beforehand, and so nothing can overflow.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mosaicmd.kernel.graphs import Graph
+
+Array = jax.Array
+
+
+class EdgeRows(NamedTuple):
+    """The edges of a graph in rows of one length, each of one receiver; see :func:`edge_rows`.
+
+    An atom has as many rows as it needs.
+    """
+
+    edges: Array  # [n_rows, length], int32, some edge where masked
+    mask: Array  # [n_rows, length], bool
+    slots: Array  # [n_edges], int32, where in `edges` an edge stands
+    atoms: Array  # [n_rows], int32, ascending
+    reverse: Array  # [n_edges], int32
+    differentiable: bool  # in forward mode too
+
+
+def opposite_edges(graph: Graph) -> Array:
+    """``graph.reverse``, by sorting where the graph lacks it; shape ``[n_edges]``, int32."""
+    if graph.reverse is not None:
+        return graph.reverse
+    masked = ~graph.mask
+    own = jnp.where(masked, jnp.arange(graph.n_edges), 0)
+    shifts = [graph.shifts[:, axis] for axis in range(3)]
+    forward = jnp.lexsort((own, *shifts, graph.senders, graph.receivers, masked))
+    shifts = [-shift for shift in shifts]
+    backward = jnp.lexsort((own, *shifts, graph.receivers, graph.senders, masked))
+    reverse = jnp.zeros(graph.n_edges, jnp.int32)
+    return reverse.at[forward].set(backward.astype(jnp.int32), unique_indices=True)
+
+
+def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
+    """Put the edges of a graph into rows.
+
+    There are ``n_edges // length + n_atoms`` rows, which is enough for all graphs: an atom
+    leaves at most one row unfilled.
+
+    Args:
+        graph: edges sorted by receiver.
+        n_atoms: number of atom slots.
+        length: of a row, if the graph is not in rows already.
+    """
+    n_edges = graph.n_edges
+    reverse = opposite_edges(graph)
+    each = jnp.arange(n_edges, dtype=jnp.int32)
+    if graph.row_length is not None:
+        rows = (n_atoms, graph.row_length)
+        return EdgeRows(
+            edges=each.reshape(rows),
+            mask=jnp.ones(rows, bool),
+            slots=each,
+            atoms=jnp.arange(n_atoms, dtype=jnp.int32),
+            reverse=reverse,
+            differentiable=graph.reverse is None,
+        )
+    atoms = jnp.arange(n_atoms, dtype=jnp.int32)
+    first = jnp.searchsorted(graph.receivers, atoms, method="sort").astype(jnp.int32)
+    last = jnp.append(first[1:], n_edges)
+    n_rows_of = -(-(last - first) // length)
+    row = jnp.cumsum(n_rows_of) - n_rows_of  # the first of each atom
+    rank = each - first[graph.receivers]
+    n_rows = n_edges // length + n_atoms
+    every = jnp.arange(n_rows, dtype=jnp.int32)
+    owner = jnp.searchsorted(row, every, side="right", method="sort") - 1
+    owner = owner.astype(jnp.int32)
+    place = (every - row[owner])[:, None] * length + jnp.arange(length, dtype=jnp.int32)[None]
+    edges = first[owner][:, None] + place
+    mask = edges < last[owner][:, None]
+    return EdgeRows(
+        edges=jnp.where(mask, edges, 0),
+        mask=mask,
+        slots=(row[graph.receivers] * length + rank).astype(jnp.int32),
+        atoms=owner,
+        reverse=reverse,
+        differentiable=graph.reverse is None,
+    )
+
+
+def to_rows(values: Array, rows: EdgeRows) -> Array:
+    """Per-edge ``values`` in rows, ``[n_edges, ...] -> [n_rows, length, ...]``, zero where masked."""
+    shape = rows.edges.shape
+    edges, mask = rows.edges.reshape(-1), rows.mask.reshape(-1)
+    everywhere = jnp.ones_like(rows.slots, bool)
+    moved = _move(values, (edges, mask), (rows.slots, everywhere), rows.differentiable)
+    return moved.reshape(*shape, *values.shape[1:])
+
+
+def from_rows_reversed(values: Array, rows: EdgeRows) -> Array:
+    """What stands at the opposite of every edge: ``[n_rows, length, ...] -> [n_edges, ...]``."""
+    edges, mask = rows.edges.reshape(-1), rows.mask.reshape(-1)
+    values = values.reshape(-1, *values.shape[2:])
+    everywhere = jnp.ones_like(rows.slots, bool)
+    there = rows.slots[rows.reverse], everywhere
+    back = rows.reverse[edges], mask
+    return _move(values, there, back, rows.differentiable)
+
+
+def sum_triplets(
+    messages: Array, filters: list[Array], harmonics: list[Array], rows: EdgeRows, n_atoms: int
+) -> Array:
+    """``sum_(k != i) m_kj sum_l f_l(kj) P_l(cos angle_kji)`` for every edge from j to i.
+
+    The neighbor that would send back to itself is taken off edge by edge, not atom by atom, so
+    images of ``i`` count as other neighbors.
+
+    Args:
+        messages: ``m_kj`` per edge, ``[n_edges, n_features]``.
+        filters: ``f_l``, for each ``l`` ``[n_rows, length, n_features]``, zero where masked.
+        harmonics: of the directions, for each ``l`` ``[n_rows, 2 l + 1, length]``, from
+            :func:`~mosaicmd.gnn_models.spherical_bessel.spherical_harmonics`.
+        rows: of the graph.
+        n_atoms: number of atom slots.
+
+    Returns:
+        Shape ``[n_edges, n_features]``.
+    """
+    sent = to_rows(messages, rows)
+    sent = [sent * each for each in filters]
+    parts = [jnp.einsum("rmk,rkc->rmc", Z, each) for Z, each in zip(harmonics, sent, strict=True)]
+    if len(rows.atoms) > n_atoms:
+        moments = jnp.concatenate(parts, axis=1)
+        moments = jax.ops.segment_sum(moments, rows.atoms, n_atoms, indices_are_sorted=True)
+        moments = moments.at[rows.atoms].get(indices_are_sorted=True, mode="promise_in_bounds")
+        parts = jnp.split(moments, [(l + 1) ** 2 for l in range(len(parts) - 1)], axis=1)
+    read = [jnp.einsum("rmk,rmc->rkc", Z, part) for Z, part in zip(harmonics, parts, strict=True)]
+    return from_rows_reversed(sum(read) - sum(sent), rows)
+
+
+def _move(
+    values: Array,
+    there: tuple[Array, Array],
+    back: tuple[Array, Array],
+    forward_mode: bool,
+) -> Array:
+    """``values[index]``, zero where masked, with a gather as derivative.
+
+    ``there`` and ``back`` are each an index and a mask. Every value goes to at most one place,
+    and ``back`` says to which.
+    """
+    return _take(values, *there) if forward_mode else _move_once(values, there, back)
+
+
+def _take(values: Array, index: Array, mask: Array) -> Array:
+    taken = values.at[index].get(mode="promise_in_bounds")
+    return jnp.where(mask.reshape(-1, *[1] * (values.ndim - 1)), taken, 0.0)
+
+
+@jax.custom_vjp
+def _move_once(values: Array, there: tuple[Array, Array], back: tuple[Array, Array]) -> Array:
+    return _take(values, *there)
+
+
+_move_once.defvjp(
+    lambda values, there, back: (_move_once(values, there, back), (there, back)),
+    lambda ways, cotangent: (_move_once(cotangent, ways[1], ways[0]), None, None),
+)

@@ -1,0 +1,296 @@
+"""DimeNet++: chemtrain's numbers, the equations triplet by triplet, and the contract."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import eval_legendre, spherical_jn
+
+from mosaicmd.gnn_models import DimeNetConfig, dimenet
+from mosaicmd.gnn_models.spherical_bessel import spherical_bessel_roots
+from mosaicmd.kernel.config import ConfigError
+from mosaicmd.kernel.graphs import host_graph
+from mosaicmd.kernel.potentials import build_potential, evaluate, total_energy
+from mosaicmd.kernel.systems import make_system
+from mosaicmd.kernel.testing import check_potential, random_system
+
+SMALL = DimeNetConfig(
+    species=(8, 1),
+    cutoff=3.5,
+    n_features=6,
+    n_blocks=2,
+    n_radial=3,
+    n_spherical=4,
+    n_output_layers=1,
+    species_features=3,
+    triplet_features=4,
+    basis_features=5,
+    output_features=7,
+)
+
+
+# Nine atoms in a periodic box as chemtrain 0.2.0 (jax 0.4.37, float64) sees them, in eV and eV/Å:
+# its `DimeNetPP` with the sizes of PEER on `sparse_graph_from_neighborlist`, weights as drawn in
+# the test, its dense layer before the first messages (which is linear) set to the identity, and
+# its roots of Bessel functions and sums, which it rounds to float32, kept in float64.
+PEER = DimeNetConfig(
+    species=(8, 1),
+    cutoff=3.5,
+    n_features=8,
+    n_blocks=2,
+    n_radial=6,
+    n_spherical=7,
+    n_output_layers=2,
+    species_features=3,
+    triplet_features=4,
+    basis_features=5,
+    output_features=6,
+)
+BOX = np.array([7.3, 7.6, 7.1])
+KINDS = np.array([8, 1, 1, 8, 1, 8, 1, 1, 8])
+PLACES = np.array(
+    [
+        [4.6, 6.8, 5.5],
+        [1.6, 2.3, 6.2],
+        [0.0, 6.2, 5.7],
+        [3.4, 2.3, 2.0],
+        [1.9, 3.4, 3.6],
+        [4.5, 7.5, 1.5],
+        [1.2, 4.7, 0.3],
+        [0.3, 3.9, 3.3],
+        [3.6, 1.9, 0.1],
+    ]
+)
+
+
+CHEMTRAIN_ENERGIES = [
+    -0.076675878331,
+    -0.084044933630,
+    -0.085283384258,
+    -0.068243317721,
+    0.009126327864,
+    -0.085643218053,
+    -0.085605413459,
+    0.021291909295,
+    -0.068683569000,
+]
+CHEMTRAIN_FORCES = [
+    [0.040511220225, -0.013319898237, -0.008802990285],
+    [-0.104189141656, 0.063494674552, -0.060200620491],
+    [-0.031753193459, -0.000175757293, 0.008693051042],
+    [-0.011231709943, 0.010227221059, 0.286422392323],
+    [-0.347296248381, 0.094148182344, -0.047640089165],
+    [-0.048146186186, 0.107602285642, -0.012722180964],
+    [-0.001519991030, -0.022276893886, -0.029452784545],
+    [0.350101592967, -0.110873120068, 0.067927925610],
+    [0.153523657464, -0.128826694115, -0.204224703525],
+]
+
+
+def peer_parameters(potential):
+    params = potential.init(jax.random.key(0))
+    rng = np.random.default_rng(5)
+    drawn = jax.tree.map(lambda leaf: rng.normal(scale=0.4, size=leaf.shape), params)
+    return {**drawn, "frequencies": params["frequencies"]}
+
+
+def with_biases(potential, seed=0):
+    """Initial parameters with random biases, so that no term of the network is zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape), potential.init(jax.random.key(1))
+    )
+
+
+def test_contract():
+    potential = dimenet(SMALL)
+    check_potential(potential, with_biases(potential), random_system(0))
+
+
+def test_chemtrain_has_the_same_energies_and_forces():
+    potential = dimenet(PEER)
+    params = peer_parameters(potential)
+    system = make_system(PLACES, KINDS, cell=BOX)
+    args = (params, system, host_graph(system, 3.5))
+    np.testing.assert_allclose(jax.jit(potential.energy)(*args), CHEMTRAIN_ENERGIES, atol=1e-11)
+    forces = jax.jit(lambda *args: evaluate(potential.energy, *args).forces)(*args)
+    np.testing.assert_allclose(forces, CHEMTRAIN_FORCES, atol=1e-11)
+
+
+def silu(x):
+    return x / (1.0 + np.exp(-x))
+
+
+def dense(params, x):
+    return silu(x @ params["weight"] + params["bias"])
+
+
+def residual(params, x):
+    return x + dense(params["out"], dense(params["hidden"], x))
+
+
+def triplet_by_triplet(config, params, system, graph):
+    """The equations of the paper in loops, with angles from their cosines."""
+    params = jax.tree.map(np.asarray, params)
+    c, p = config.cutoff, config.envelope_power
+    kinds = [config.species.index(int(label)) for label in system.species]
+    ends = [np.asarray(a) for a in (graph.receivers, graph.senders, graph.shifts)]
+    roots = spherical_bessel_roots(config.n_spherical, config.n_radial)
+    edges, e, m = [], [], []
+    for i, j, shift in zip(*ends, strict=True):
+        vector = np.asarray(system.positions[j] + shift @ system.cell - system.positions[i])
+        d = np.linalg.norm(vector)
+        x = d / c
+        u = 1.0 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1)
+        u -= p * (p + 1) / 2 * x ** (p + 2)
+        u = u if x < 1.0 else 0.0
+        basis = np.sqrt(2.0 / c) * np.sin(params["frequencies"] * x) / d * u
+        table = params["embedding"]["species"]
+        known = np.concatenate([table[kinds[i]], table[kinds[j]], basis])
+        edges.append((i, j, shift, vector / d, x, u))
+        e.append(basis)
+        m.append(dense(params["embedding"], known))
+
+    def output(params):
+        total = np.zeros((system.n_atoms, config.n_features))
+        for edge, basis, message in zip(edges, e, m, strict=True):
+            total[edge[0]] += (basis @ params["radial"]) * message
+        t = total @ params["up"]
+        for layer in params["layers"]:
+            t = dense(layer, t)
+        return (t @ params["energy"])[:, 0]
+
+    energies = output(params["outputs"][0])
+    for block, head in zip(params["blocks"], params["outputs"][1:], strict=True):
+        sent = []
+        for basis, message in zip(e, m, strict=True):
+            filtered = dense(block["source"], message) * (
+                basis @ block["radial"]["in"] @ block["radial"]["out"]
+            )
+            sent.append(silu(filtered @ block["down"]))
+        new = []
+        for (i, j, shift, unit, _, _), message in zip(edges, m, strict=True):
+            heard = np.zeros(config.triplet_features)
+            for (j2, k, back, to_k, x, u), arriving in zip(edges, sent, strict=True):
+                if j2 != j or (k == i and (back == -shift).all()):
+                    continue
+                cosine = to_k @ -unit
+                a = [
+                    np.sqrt(2.0 / spherical_jn(l + 1, root) ** 2)
+                    * spherical_jn(l, root * min(x, 1.0))
+                    * np.sqrt((2 * l + 1) / (4 * np.pi))
+                    * eval_legendre(l, cosine)
+                    * u
+                    for l in range(config.n_spherical)
+                    for root in roots[l]
+                ]
+                spherical = block["spherical"]
+                heard += arriving * (np.array(a) @ spherical["in"] @ spherical["out"])
+            hidden = dense(block["target"], message) + silu(heard @ block["up"])
+            for layer in block["before"]:
+                hidden = residual(layer, hidden)
+            hidden = message + dense(block["skip"], hidden)
+            for layer in block["after"]:
+                hidden = residual(layer, hidden)
+            new.append(hidden)
+        m = new
+        energies = energies + output(head)
+    return energies
+
+
+@pytest.mark.parametrize("n_atoms", [3, 8])
+def test_energies_are_those_of_the_equations_triplet_by_triplet(n_atoms):
+    """With three atoms, cells are smaller than a cutoff: atoms are their own neighbors."""
+    potential = dimenet(SMALL)
+    params = with_biases(potential)
+    system = random_system(3, n_atoms=n_atoms)
+    graph = host_graph(system, 3.7)
+    expected = triplet_by_triplet(SMALL, params, system, graph)
+    assert np.ptp(expected) > 0.01
+    found = jax.jit(potential.energy)(params, system, graph)
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("n_blocks", [0, 1, 2])
+def test_energies_reach_one_cutoff_farther_than_there_are_blocks(n_blocks):
+    """A chain with neighbors 0.9 cutoffs apart: force on atom k from the energy of atom 0.
+
+    The chain is straight, so this is also a test of forces where angles are 180 degrees.
+    """
+    potential = dimenet(SMALL.model_copy(update={"n_blocks": n_blocks}))
+    params = with_biases(potential)
+    system = make_system(np.arange(5)[:, None] * [[0.9 * 3.5, 0.0, 0.0]], 8)
+    graph = host_graph(system, 3.5)
+
+    @jax.jit
+    @jax.grad
+    def gradient(positions):
+        return potential.energy(params, system._replace(positions=positions), graph)[0]
+
+    felt = np.abs(gradient(system.positions)).max(axis=1)
+    assert (felt[: n_blocks + 2] > 0.0).all()
+    assert (felt[n_blocks + 2 :] == 0.0).all()
+
+
+def test_every_parameter_matters():
+    """No weight is without effect on energies, so none is stored in vain."""
+    potential = dimenet(SMALL)
+    params = with_biases(potential)
+    system = random_system(0)
+    graph = host_graph(system, 3.5)
+    gradient = jax.jit(jax.grad(lambda p: total_energy(potential.energy, p, system, graph)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
+        assert (np.abs(leaf) > 0.0).all(), jax.tree_util.keystr(path)
+
+
+def test_folded_triplets_have_finite_forces_and_parameter_gradients():
+    """Two images of one neighbor, and two atoms behind each other: angles of 0 and 180 degrees."""
+    potential = dimenet(SMALL)
+    params = with_biases(potential)
+    places = [[0.0, 0.0, 0.0], [1.2, 0.0, 0.0], [2.4, 0.0, 0.0]]
+    system = make_system(np.array(places), np.array([8, 1, 1]), cell=[3.6, 9.0, 9.0])
+    graph = host_graph(system, 3.5)
+
+    @jax.jit
+    def loss(params):
+        return jnp.sum(evaluate(potential.energy, params, system, graph).forces ** 2)
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_weights_start_with_the_variance_of_glorot_and_orthogonal():
+    params = dimenet(DimeNetConfig(species=(1,), cutoff=5.0, n_features=32)).init(jax.random.key(0))
+    weight = params["blocks"][0]["skip"]["weight"]
+    np.testing.assert_allclose(weight.T @ weight, np.eye(32), atol=1e-12)
+    weight = params["outputs"][0]["up"]
+    assert weight.shape == (32, 64)
+    np.testing.assert_allclose(np.mean(weight**2), 2.0 / 96.0)
+
+
+def test_configuration_round_trip():
+    potential = dimenet(SMALL)
+    again = build_potential("dimenet", json.loads(json.dumps(potential.config)))
+    assert again.config == potential.config
+    assert (again.cutoff, again.species) == (3.5, (8, 1))
+    system = random_system(0)
+    args = (potential.init(jax.random.key(0)), system, host_graph(system, 3.5))
+    np.testing.assert_array_equal(jax.jit(again.energy)(*args), jax.jit(potential.energy)(*args))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"species": [1, 1]}, "distinct positive labels"),
+        ({"cutoff": 0.0}, "cutoff: got 0.0"),
+        ({"n_spherical": 0}, "n_spherical: got 0"),
+        ({"envelope_power": 0}, "envelope_power: got 0"),
+        ({"n_feature": 8}, "did you mean `n_features`"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        build_potential("dimenet", {"species": [1], "cutoff": 5.0, **change})
