@@ -13,11 +13,12 @@ from mosaicmd.gnn_models.equivariant import (
     clebsch_gordan,
     convolution_paths,
     convolve,
+    in_blocks,
     mix_by_species,
     natural,
     spherical_harmonics,
 )
-from mosaicmd.kernel.graphs import edge_components, host_graph
+from mosaicmd.kernel.graphs import edge_components, host_graph, pad_graph
 from mosaicmd.kernel.testing import in_rows, random_system
 
 
@@ -44,13 +45,40 @@ def test_paths_conserve_angular_momentum_and_parity():
     assert {path.out for path in every if path.degree == 2} == {"1o", "2o", "3o"}
 
 
-@pytest.mark.parametrize("layout", ["edges", "rows"])
+def as_tuples(graph):
+    """Receiver, sender and shift of every real edge."""
+    table = np.column_stack([graph.receivers, graph.senders, graph.shifts])
+    return table[np.asarray(graph.mask)].tolist()
+
+
+@pytest.mark.parametrize("n_atoms", [6, 9])
+def test_blocks_hold_the_same_edges_of_one_receiver_each(n_atoms):
+    """Also with padding, and with atoms that have no neighbors in between."""
+    system = random_system(0, n_atoms=6)
+    graph = host_graph(system, 3.2, reverse=True)
+    if n_atoms > 6:
+        graph = dataclasses.replace(graph, receivers=graph.receivers + 2, senders=graph.senders + 2)
+        graph = pad_graph(graph, graph.n_edges + 13, n_atoms=n_atoms)
+    blocked, owner = jax.jit(in_blocks, static_argnums=1)(graph, n_atoms)
+    assert as_tuples(blocked) == as_tuples(graph)
+    assert (np.diff(owner) >= 0).all()
+    np.testing.assert_array_equal(blocked.receivers, np.repeat(owner, 8))
+    back = np.asarray(blocked.reverse)
+    np.testing.assert_array_equal(back[back], np.arange(blocked.n_edges))
+    real = np.flatnonzero(blocked.mask)
+    np.testing.assert_array_equal(blocked.senders[real], blocked.receivers[back[real]])
+    np.testing.assert_array_equal(blocked.shifts[real], -blocked.shifts[back[real]])
+    np.testing.assert_array_equal(back[~np.asarray(blocked.mask)], np.flatnonzero(~blocked.mask))
+
+
+@pytest.mark.parametrize("layout", ["edges", "rows", "blocks"])
 def test_convolution_is_the_sum_over_edges(layout):
     """Against a loop over edges with Clebsch–Gordan coefficients of e3nn."""
     system = random_system(0, n_atoms=6)
     graph = host_graph(system, 3.2, reverse=True)
     if layout == "rows":
         graph = in_rows(graph, 6)
+    graph, owner = in_blocks(graph, 6) if layout == "blocks" else (graph, None)
     rng = np.random.default_rng(1)
     features = {
         name: jnp.asarray(rng.normal(size=(2 * l + 1, 6, 2)))
@@ -61,7 +89,7 @@ def test_convolution_is_the_sum_over_edges(layout):
     weights = jnp.where(graph.mask[:, None], weights, 0.0)
     vectors = jnp.stack(edge_components(system, graph))
     harmonics = spherical_harmonics(vectors / jnp.sqrt(jnp.sum(vectors**2, axis=0))[None], 2)
-    found = convolve(features, weights, harmonics, paths, graph)
+    found = convolve(features, weights, harmonics, paths, graph, owner)
 
     place = dict.fromkeys(found, 0)
     for p, (first, l2, out) in enumerate(paths):

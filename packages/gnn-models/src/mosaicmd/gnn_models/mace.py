@@ -13,6 +13,7 @@ from mosaicmd.gnn_models.equivariant import (
     Path,
     convolution_paths,
     convolve,
+    in_blocks,
     mix_by_species,
     natural,
     spherical_harmonics,
@@ -134,6 +135,7 @@ def mace(config: MACEConfig) -> Potential:
         }
 
     def energy(params: Params, system: System, graph: Graph) -> Array:
+        graph, owner = in_blocks(graph, system.n_atoms)
         vectors = jnp.stack(edge_components(system, graph))
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, vectors.dtype), params)
         distances = jnp.sqrt(jnp.sum(vectors**2, axis=0))
@@ -147,7 +149,7 @@ def mace(config: MACEConfig) -> Potential:
         for step, layer in zip(steps, params["layers"], strict=True):
             up = {name: linear(layer["up"][name], x) for name, x in h.items()}
             weights = perceptron(layer["radial"], radial)
-            sums = convolve(up, weights, harmonics, step.paths, graph)
+            sums = convolve(up, weights, harmonics, step.paths, graph, owner)
             A = [
                 linear(layer["mix"][name], sums[name]) / config.mean_neighbors
                 for name in map(natural, range(step.l_max + 1))

@@ -15,6 +15,7 @@ from mosaicmd.gnn_models.equivariant import (
     convolution_paths,
     convolve,
     degree,
+    in_blocks,
     mix_by_species,
     natural,
     spherical_harmonics,
@@ -120,6 +121,7 @@ def nequip(config: NequIPConfig) -> Potential:
         }
 
     def energy(params: Params, system: System, graph: Graph) -> Array:
+        graph, owner = in_blocks(graph, system.n_atoms)
         vectors = jnp.stack(edge_components(system, graph))
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, vectors.dtype), params)
         distances = jnp.sqrt(jnp.sum(vectors**2, axis=0))
@@ -133,7 +135,7 @@ def nequip(config: NequIPConfig) -> Potential:
         for step, layer in zip(steps, params["layers"], strict=True):
             before = {name: linear(layer["before"][name], x) for name, x in h.items()}
             weights = perceptron(layer["radial"], radial) * config.mean_neighbors**-0.5
-            sums = convolve(before, weights, harmonics, step.paths, graph)
+            sums = convolve(before, weights, harmonics, step.paths, graph, owner)
             new = {name: linear(layer["after"][name], x) for name, x in sums.items()}
             for name, weight in layer["skip"].items():
                 new[name] += mix_by_species(weight, h[name], kinds)
@@ -171,11 +173,11 @@ def _steps(config: NequIPConfig) -> tuple[_Step, ...]:
     if config.parity:
         names += [name[:-1] + "eo"[name[-1] == "e"] for name in names]
     hidden = tuple(sorted(names))
-    made = [(_SCALAR,)]
+    made: list[tuple[str, ...]] = [(_SCALAR,)]
     for _ in range(config.n_layers):
         paths = convolution_paths(made[-1], config.l_max, hidden)
         made.append(tuple(name for name in hidden if any(path.out == name for path in paths)))
-    wanted = (_SCALAR,)
+    wanted: tuple[str, ...] = (_SCALAR,)
     steps = []
     for can, gives in zip(made[-2::-1], made[:0:-1], strict=True):
         outputs = tuple(name for name in gives if name in wanted)

@@ -44,6 +44,11 @@ class Coupling(NamedTuple):
         """Number of factors."""
         return 1 + (self.l2 is not None) + (self.l3 is not None)
 
+    @property
+    def last(self) -> int:
+        """Degree of the last factor."""
+        return next(l for l in (self.l3, self.l2, self.l1) if l is not None)
+
 
 class Contraction(NamedTuple):
     """Constants that evaluate all couplings to one degree ``L``, of which there are K.
@@ -111,7 +116,7 @@ def contraction_to(L: int, l_max: int, correlation: int) -> Contraction:
         ]
         blocks.append((l1, l2, np.concatenate(matrices)))
     for k, coupling in enumerate((*triples, *pairs)):
-        l12, l3 = coupling.l12, coupling.l3 if coupling.order == 3 else coupling.l2
+        l12, l3 = coupling.l12, coupling.last
         scale = 1.0 if coupling.order == 3 else coupling.scale
         table = np.zeros((2 * L + 1, size, 2 * l12 + 1))
         table[:, l3**2 : (l3 + 1) ** 2] = scale * clebsch_gordan(l12, l3, L).transpose(2, 1, 0)
@@ -180,4 +185,4 @@ def _placed(tensor: np.ndarray, degrees: tuple[int, ...], l_max: int) -> np.ndar
 def _symmetrised(tensor: np.ndarray) -> np.ndarray:
     """The mean over all orders of the axes."""
     orders = list(itertools.permutations(range(tensor.ndim)))
-    return sum(tensor.transpose(order) for order in orders) / len(orders)
+    return np.mean([tensor.transpose(order) for order in orders], axis=0)
