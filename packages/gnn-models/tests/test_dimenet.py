@@ -105,7 +105,13 @@ def with_biases(potential, seed=0):
 
 
 def test_contract():
-    potential = dimenet(SMALL)
+    sizes = {
+        "n_blocks": 1,
+        "n_spherical": 3,
+        "n_radial": 2,
+        "n_residual_after": 1,
+    }  # to compile fast
+    potential = dimenet(SMALL.model_copy(update=sizes))
     check_potential(potential, with_biases(potential), random_system(0))
 
 
@@ -113,10 +119,19 @@ def test_chemtrain_has_the_same_energies_and_forces():
     potential = dimenet(PEER)
     params = peer_parameters(potential)
     system = make_system(PLACES, KINDS, cell=BOX)
-    args = (params, system, host_graph(system, 3.5))
-    np.testing.assert_allclose(jax.jit(potential.energy)(*args), CHEMTRAIN_ENERGIES, atol=1e-11)
-    forces = jax.jit(lambda *args: evaluate(potential.energy, *args).forces)(*args)
-    np.testing.assert_allclose(forces, CHEMTRAIN_FORCES, atol=1e-11)
+    graph = host_graph(system, 3.5)
+
+    @jax.jit
+    def energies_and_gradient(positions):
+        def energies(positions):
+            return potential.energy(params, system._replace(positions=positions), graph)
+
+        values, pullback = jax.vjp(energies, positions)
+        return values, pullback(jnp.ones_like(values))[0]
+
+    energies, gradient = energies_and_gradient(system.positions)
+    np.testing.assert_allclose(energies, CHEMTRAIN_ENERGIES, atol=1e-11)
+    np.testing.assert_allclose(-gradient, CHEMTRAIN_FORCES, atol=1e-11)
 
 
 def silu(x):
@@ -213,7 +228,7 @@ def test_energies_are_those_of_the_equations_triplet_by_triplet(n_atoms):
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
-@pytest.mark.parametrize("n_blocks", [0, 1, 2])
+@pytest.mark.parametrize("n_blocks", [0, 1])
 def test_energies_reach_one_cutoff_farther_than_there_are_blocks(n_blocks):
     """A chain with neighbors 0.9 cutoffs apart: force on atom k from the energy of atom 0.
 
@@ -247,17 +262,16 @@ def test_every_parameter_matters():
 
 def test_folded_triplets_have_finite_forces_and_parameter_gradients():
     """Two images of one neighbor, and two atoms behind each other: angles of 0 and 180 degrees."""
-    potential = dimenet(SMALL)
+    potential = dimenet(SMALL.model_copy(update={"n_blocks": 1}))
     params = with_biases(potential)
     places = [[0.0, 0.0, 0.0], [1.2, 0.0, 0.0], [2.4, 0.0, 0.0]]
     system = make_system(np.array(places), np.array([8, 1, 1]), cell=[3.6, 9.0, 9.0])
     graph = host_graph(system, 3.5)
 
-    @jax.jit
     def loss(params):
         return jnp.sum(evaluate(potential.energy, params, system, graph).forces ** 2)
 
-    value, gradient = jax.value_and_grad(loss)(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 

@@ -63,7 +63,7 @@ def test_opposite_edges_swap_ends_and_turn_shifts_round(graph):
     assert not np.any((reverse == np.arange(graph.n_edges)) & np.asarray(graph.mask))
 
 
-@pytest.mark.parametrize("length", [1, 4, 7, 64])
+@pytest.mark.parametrize("length", [1, 7])
 def test_every_edge_stands_in_one_row_of_its_receiver(graph, length):
     rows = edge_rows(graph, N_ATOMS, length)
     found = np.asarray(rows.edges)[np.asarray(rows.mask)]

@@ -95,7 +95,7 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
 
 
 def to_rows(values: Array, rows: EdgeRows) -> Array:
-    """Per-edge ``values`` in rows, ``[n_edges, ...] -> [n_rows, length, ...]``, zero where masked."""
+    """Per-edge ``values``, ``[n_edges, ...] -> [n_rows, length, ...]``, zero where masked."""
     shape = rows.edges.shape
     edges, mask = rows.edges.reshape(-1), rows.mask.reshape(-1)
     everywhere = jnp.ones_like(rows.slots, bool)
@@ -134,13 +134,14 @@ def sum_triplets(
     """
     sent = to_rows(messages, rows)
     sent = [sent * each for each in filters]
-    parts = [jnp.einsum("rmk,rkc->rmc", Z, each) for Z, each in zip(harmonics, sent, strict=True)]
+    gather, spread = (_sum_in, _sum_out) if not rows.differentiable else (_plain_in, _plain_out)
+    parts = [gather(Z, each) for Z, each in zip(harmonics, sent, strict=True)]
     if len(rows.atoms) > n_atoms:
         moments = jnp.concatenate(parts, axis=1)
         moments = jax.ops.segment_sum(moments, rows.atoms, n_atoms, indices_are_sorted=True)
         moments = moments.at[rows.atoms].get(indices_are_sorted=True, mode="promise_in_bounds")
         parts = jnp.split(moments, [(l + 1) ** 2 for l in range(len(parts) - 1)], axis=1)
-    read = [jnp.einsum("rmk,rmc->rkc", Z, part) for Z, part in zip(harmonics, parts, strict=True)]
+    read = [spread(Z, part) for Z, part in zip(harmonics, parts, strict=True)]
     return from_rows_reversed(sum(read) - sum(sent), rows)
 
 
@@ -171,4 +172,35 @@ def _move_once(values: Array, there: tuple[Array, Array], back: tuple[Array, Arr
 _move_once.defvjp(
     lambda values, there, back: (_move_once(values, there, back), (there, back)),
     lambda ways, cotangent: (_move_once(cotangent, ways[1], ways[0]), None, None),
+)
+
+
+def _plain_in(Z: Array, sent: Array) -> Array:
+    """``[r, m, k], [r, k, c] -> [r, m, c]``; on CPUs much faster than as small matrix products."""
+    return jnp.sum(Z[:, :, :, None] * sent[:, None], axis=2)
+
+
+def _plain_out(Z: Array, moments: Array) -> Array:
+    """``[r, m, k], [r, m, c] -> [r, k, c]``."""
+    return jnp.sum(Z[:, :, :, None] * moments[:, :, None], axis=1)
+
+
+def _plain_across(moments: Array, sent: Array) -> Array:
+    """``[r, m, c], [r, k, c] -> [r, m, k]``: where sums would run along memory, a product."""
+    return jnp.einsum("rmc,rkc->rmk", moments, sent)
+
+
+# Each is linear in both arguments, and its derivatives are the other two.
+_sum_in, _sum_out, _across = map(jax.custom_vjp, (_plain_in, _plain_out, _plain_across))
+_sum_in.defvjp(
+    lambda Z, sent: (_sum_in(Z, sent), (Z, sent)),
+    lambda given, new: (_across(new, given[1]), _sum_out(given[0], new)),
+)
+_sum_out.defvjp(
+    lambda Z, moments: (_sum_out(Z, moments), (Z, moments)),
+    lambda given, new: (_across(given[1], new), _sum_in(given[0], new)),
+)
+_across.defvjp(
+    lambda moments, sent: (_across(moments, sent), (moments, sent)),
+    lambda given, new: (_sum_in(new, given[1]), _sum_out(new, given[0])),
 )
