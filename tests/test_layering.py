@@ -97,7 +97,8 @@ def test_members_import_what_they_declare(member):
 
 @pytest.mark.parametrize("folder", [*ROOT.glob("apps/*/"), ROOT / "benchmarks"], ids=str)
 def test_apps_and_benchmarks_import_what_they_list(folder):
-    listed = (folder / "requirements.txt").read_text().splitlines()
+    files = [folder / "requirements.txt", *folder.glob("requirements-*.txt")]
+    listed = [line for file in files for line in file.read_text().splitlines()]
     requirements = [Requirement(line) for line in listed if line and not line.startswith("#")]
     required = {path.stem for path in folder.glob("*.py")}  # the modules beside it
     for requirement in requirements:
