@@ -135,7 +135,7 @@ def allegro(config: AllegroConfig) -> Potential:
 
     Tensors that cannot reach the energy are not computed: the last layer makes scalars alone.
 
-    Energies of untrained parameters are of the order of 1 eV: fit label minus
+    Energies of untrained parameters are of the order of 0.1 eV: fit label minus
     ``fit_reference_energies``, and for labels of another size use
     :func:`~mosaicmd.gnn_models.scaled`.
 
