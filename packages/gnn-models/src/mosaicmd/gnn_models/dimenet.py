@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -118,7 +119,7 @@ def dimenet(config: DimeNetConfig) -> Potential:
     n_l, n_radial, n_basis = config.n_spherical, config.n_radial, config.basis_features
 
     def init(key: Array) -> Params:
-        keys = iter(jax.random.split(key, 1000))
+        keys = (jax.random.fold_in(key, k) for k in itertools.count())
 
         def residual() -> Params:
             return {"hidden": _dense(next(keys), F, F), "out": _dense(next(keys), F, F)}
@@ -168,10 +169,8 @@ def dimenet(config: DimeNetConfig) -> Potential:
         }
 
     def energy(params: Params, system: System, graph: Graph) -> Array:
-        components = edge_components(system, graph)
-        dtype = components[0].dtype
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-        x, y, z = components
+        x, y, z = edge_components(system, graph)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), params)
         distances = jnp.sqrt(x * x + y * y + z * z)
         scaled = jnp.minimum(distances / cutoff, 1.0)
         envelope = power_envelope(distances, cutoff, config.envelope_power)
@@ -182,9 +181,9 @@ def dimenet(config: DimeNetConfig) -> Potential:
 
         rows = edge_rows(graph, system.n_atoms, _row_length(graph, system.n_atoms))
         polar = jnp.stack([x / distances, y / distances, z / distances, scaled], axis=-1)
-        polar = jnp.moveaxis(to_rows(polar, rows), -1, 0)
-        harmonics = spherical_harmonics(*polar[:3], n_l)
-        spherical = _spherical_basis(polar[3], rows, config)
+        x, y, z, scaled = jnp.moveaxis(to_rows(polar, rows), -1, 0)
+        harmonics = spherical_harmonics(x, y, z, n_l)
+        spherical = _spherical_basis(scaled, rows, config)
 
         kind = species_index(config.species, system)
         m = _first_messages(params["embedding"], kind, radial, graph)

@@ -36,16 +36,14 @@ def _chebyshev_series(n_spherical: int, n_radial: int, accuracy: float) -> np.nd
     roots = spherical_bessel_roots(n_spherical, n_radial)
     degree = int(roots.max()) + 36  # more than enough: the wave number in `2 x - 1` is half of that
 
-    def function(s: np.ndarray, l: int, root: float) -> np.ndarray:
-        norm = math.sqrt(2.0) / abs(spherical_jn(l + 1, root))
-        return norm * spherical_jn(l, 0.5 * root * (s + 1.0))
-
+    nodes = chebyshev.chebpts1(degree + 1)
     columns = [
-        chebyshev.chebinterpolate(function, degree, (l, root))
+        np.sqrt(2.0) / abs(spherical_jn(l + 1, root)) * spherical_jn(l, 0.5 * root * (nodes + 1.0))
         for l in range(n_spherical)
         for root in roots[l]
     ]
-    series = np.stack(columns, axis=1)
+    series = 2.0 / (degree + 1) * chebyshev.chebvander(nodes, degree).T @ np.stack(columns, axis=1)
+    series[0] *= 0.5
     needed = np.flatnonzero(np.abs(series).max(axis=1) > accuracy)
     return series[: needed[-1] + 1]
 

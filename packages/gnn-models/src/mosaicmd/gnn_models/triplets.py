@@ -30,7 +30,7 @@ class EdgeRows(NamedTuple):
     slots: Array  # [n_edges], int32, where in `edges` an edge stands
     atoms: Array  # [n_rows], int32, ascending
     reverse: Array  # [n_edges], int32
-    differentiable: bool  # in forward mode too
+    forward_mode: bool  # whether that kind of derivative is wanted, which is slower
 
 
 def opposite_edges(graph: Graph) -> Array:
@@ -69,7 +69,7 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
             slots=each,
             atoms=jnp.arange(n_atoms, dtype=jnp.int32),
             reverse=reverse,
-            differentiable=graph.reverse is None,
+            forward_mode=graph.reverse is None,
         )
     atoms = jnp.arange(n_atoms, dtype=jnp.int32)
     first = jnp.searchsorted(graph.receivers, atoms, method="sort").astype(jnp.int32)
@@ -90,7 +90,7 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
         slots=(row[graph.receivers] * length + rank).astype(jnp.int32),
         atoms=owner,
         reverse=reverse,
-        differentiable=graph.reverse is None,
+        forward_mode=graph.reverse is None,
     )
 
 
@@ -99,7 +99,7 @@ def to_rows(values: Array, rows: EdgeRows) -> Array:
     shape = rows.edges.shape
     edges, mask = rows.edges.reshape(-1), rows.mask.reshape(-1)
     everywhere = jnp.ones_like(rows.slots, bool)
-    moved = _move(values, (edges, mask), (rows.slots, everywhere), rows.differentiable)
+    moved = _move(values, (edges, mask), (rows.slots, everywhere), rows.forward_mode)
     return moved.reshape(*shape, *values.shape[1:])
 
 
@@ -110,7 +110,7 @@ def from_rows_reversed(values: Array, rows: EdgeRows) -> Array:
     everywhere = jnp.ones_like(rows.slots, bool)
     there = rows.slots[rows.reverse], everywhere
     back = rows.reverse[edges], mask
-    return _move(values, there, back, rows.differentiable)
+    return _move(values, there, back, rows.forward_mode)
 
 
 def sum_triplets(
@@ -134,7 +134,7 @@ def sum_triplets(
     """
     sent = to_rows(messages, rows)
     sent = [sent * each for each in filters]
-    gather, spread = (_sum_in, _sum_out) if not rows.differentiable else (_plain_in, _plain_out)
+    gather, spread = (_plain_in, _plain_out) if rows.forward_mode else (_sum_in, _sum_out)
     parts = [gather(Z, each) for Z, each in zip(harmonics, sent, strict=True)]
     if len(rows.atoms) > n_atoms:
         moments = jnp.concatenate(parts, axis=1)
@@ -142,7 +142,8 @@ def sum_triplets(
         moments = moments.at[rows.atoms].get(indices_are_sorted=True, mode="promise_in_bounds")
         parts = jnp.split(moments, [(l + 1) ** 2 for l in range(len(parts) - 1)], axis=1)
     read = [spread(Z, part) for Z, part in zip(harmonics, parts, strict=True)]
-    return from_rows_reversed(sum(read) - sum(sent), rows)
+    total = sum(read[1:], start=read[0]) - sum(sent[1:], start=sent[0])
+    return from_rows_reversed(total, rows)
 
 
 def _move(

@@ -1,0 +1,187 @@
+"""DimeNet++ beside chemtrain's: energy with forces, and training steps, on one core in float32.
+
+chemtrain 0.2.0 needs a JAX of its own, so it runs in an environment of its own, by turns with ours
+and on the same core::
+
+    python -m venv peer && peer/bin/pip install chemtrain==0.2.0
+    python benchmarks/peers/dimenet.py peer/bin/python
+
+Both have the sizes that the authors of chemtrain use for coarse-grained water (32 features), and
+as many edges and triplets as there are: capacities of chemtrain are set to these numbers, and our
+graph is that of data sets. Simulations pay on top of it for the skin of their neighbor lists.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+FEATURES, REPEATS = 32, 5
+CASES = {"water": 5.0, "diamond": 2.0}  # cutoffs, Å
+
+
+def water():
+    """901 beads of mW water at 298 K and 0.998 g/cm³, after 10 ps from a lattice."""
+    import jax
+    import jax.numpy as jnp
+
+    from mosaicmd.gnn_models import stillinger_weber
+    from mosaicmd.kernel import units
+    from mosaicmd.kernel.integrators import langevin
+    from mosaicmd.kernel.simulation import Simulation
+    from mosaicmd.kernel.systems import make_system
+
+    rng = np.random.default_rng(0)
+    sites = np.stack(np.meshgrid(*[np.arange(10)] * 3), axis=-1).reshape(-1, 3) * 3.0 + 1.5
+    positions = rng.permutation(sites)[:901] + rng.normal(scale=0.05, size=(901, 3))
+    system = make_system(positions, 8, cell=30.0, masses=18.015).astype(jnp.float32)
+    epsilon = 6.189 * units.KCAL_PER_MOL
+    model = stillinger_weber(epsilon=epsilon, sigma=2.3925, strength=23.15)
+    params = jax.tree.map(jnp.float32, model.init(jax.random.key(0)))
+    dynamics = langevin(
+        5.0 * units.FEMTOSECOND, 1.0 / (500.0 * units.FEMTOSECOND), 298.0 * units.KELVIN
+    )
+    simulation = Simulation(model.energy, dynamics, cutoff=model.cutoff, every=2000)
+    state = simulation.start(jax.random.key(0), params, system)
+    state, _ = simulation.run(params, state, 2000)
+    return np.asarray(state.md.system.positions) % 30.0, 30.0
+
+
+def diamond():
+    """1000 atoms, displaced at random by 0.05 Å per direction."""
+    rng = np.random.default_rng(0)
+    face = np.array([[0, 0, 0], [0, 2, 2], [2, 0, 2], [2, 2, 0]])
+    basis = np.concatenate([face, face + 1]) / 4.0
+    origins = np.stack(np.meshgrid(*[np.arange(5)] * 3), axis=-1).reshape(-1, 1, 3)
+    positions = 3.567 * (origins + basis).reshape(-1, 3)
+    return positions + rng.normal(scale=0.05, size=positions.shape), 5 * 3.567
+
+
+def ours(positions, box, cutoff):
+    import jax
+    import jax.numpy as jnp
+
+    from mosaicmd.gnn_models import DimeNetConfig, dimenet
+    from mosaicmd.kernel.graphs import host_graph
+    from mosaicmd.kernel.potentials import evaluate
+    from mosaicmd.kernel.systems import make_system
+
+    config = DimeNetConfig(
+        species=(6,), cutoff=cutoff, n_features=FEATURES, species_features=FEATURES // 2
+    )
+    model = dimenet(config)
+    system = make_system(positions, 6, cell=box, dtype=jnp.float32)
+    graph = host_graph(system, cutoff, reverse=True)
+    params = jax.tree.map(jnp.float32, model.init(jax.random.key(0)))
+    args = (params, system, graph)
+
+    def loss(*args):
+        return jnp.mean(evaluate(model.energy, *args).forces ** 2)
+
+    forces = jax.jit(lambda *args: evaluate(model.energy, *args))
+    return {"edges": graph.n_edges} | timed(forces, jax.jit(jax.value_and_grad(loss)), args)
+
+
+def chemtrain(positions, box, cutoff):
+    import jax
+
+    jax.random.KeyArray = jax.Array  # which it imports, and JAX 0.4.37 no longer has
+    np.math = importlib.import_module("math")
+    jnp = jax.numpy
+    jax_md = importlib.import_module("jax_md")
+    haiku = importlib.import_module("haiku")
+    networks = importlib.import_module("jax_md_mod.model.neural_networks")
+    graphs = importlib.import_module("jax_md_mod.model.sparse_graph")
+
+    displacement, _ = jax_md.space.periodic(box)
+    positions = jnp.asarray(positions, jnp.float32)
+    lists = jax_md.partition.neighbor_list(
+        displacement, box, cutoff, dr_threshold=0.0, capacity_multiplier=1.0, disable_cell_list=True
+    )
+    neighbors = lists.allocate(positions)
+    found, _ = graphs.sparse_graph_from_neighborlist(displacement, positions, neighbors, cutoff)
+    n_edges, n_triplets = int(found.n_edges), int(found.n_triplets)
+
+    @haiku.without_apply_rng
+    @haiku.transform
+    def energy(positions):
+        graph, _ = graphs.sparse_graph_from_neighborlist(
+            displacement, positions, neighbors, cutoff, None, n_edges, n_triplets
+        )
+        model = networks.DimeNetPP(cutoff, 1, num_targets=1, embed_size=FEATURES)
+        return jnp.sum(model(graph))
+
+    params = energy.init(jax.random.PRNGKey(0), positions)
+
+    def gradient(params, positions):
+        return jax.value_and_grad(energy.apply, argnums=1)(params, positions)
+
+    def loss(params, positions):
+        return jnp.mean(gradient(params, positions)[1] ** 2)
+
+    times = timed(jax.jit(gradient), jax.jit(jax.value_and_grad(loss)), (params, positions))
+    return {"edges": n_edges, "triplets": n_triplets} | times
+
+
+def timed(forces, training, args):
+    """Seconds of the core: the best of some calls, and what the first took longer."""
+    import jax
+
+    found = {}
+    for name, function in (("forces", forces), ("training", training)):
+        times = []
+        for _ in range(REPEATS + 1):
+            start = time.process_time()
+            jax.block_until_ready(function(*args))
+            times.append(time.process_time() - start)
+        found[name] = min(times[1:])
+        found[f"{name}_compile"] = times[0] - found[name]
+    return found
+
+
+def measured(python, side, path):
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
+    command = [python, __file__, "--worker", side, path]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stderr}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main(peer):
+    print("| system | implementation | energy and forces / s | training step / s | compiling / s |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, cutoff in CASES.items():
+            positions, box = globals()[name]()
+            path = str(Path(folder) / f"{name}.npz")
+            np.savez(path, positions=positions, box=box, cutoff=cutoff)
+            for side, python in (("MosaicMD", sys.executable), ("chemtrain", peer)):
+                found = measured(python, side, path)
+                compiling = f"{found['forces_compile']:.1f}, {found['training_compile']:.1f}"
+                size = f"{len(positions)} atoms, {found['edges']} edges"
+                size += f", {found['triplets']} triplets" if "triplets" in found else ""
+                print(
+                    f"| {name}: {size} | {side} | {found['forces']:.3f} | {found['training']:.3f} "
+                    f"| {compiling} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    match sys.argv[1:]:
+        case ["--worker", side, path]:
+            with np.load(path) as work:
+                args = work["positions"], float(work["box"]), float(work["cutoff"])
+            print(json.dumps(ours(*args) if side == "MosaicMD" else chemtrain(*args)))
+        case [peer]:
+            main(peer)
+        case _:
+            raise SystemExit(f"usage: {sys.argv[0]} PYTHON_WITH_CHEMTRAIN")
