@@ -17,8 +17,8 @@ from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.model_files import load_model, save_model
 from mosaicmd.kernel.phonons import force_constants, frequencies_thz
 from mosaicmd.kernel.potentials import Potential
-from mosaicmd.kernel.presets import settings_and_folder
 from mosaicmd.kernel.report import Metric, write_results
+from mosaicmd.kernel.run_folders import settings_and_folder
 from mosaicmd.kernel.simulation import Simulation
 from mosaicmd.kernel.training import averaged_params, tail_average, train
 from mosaicmd.kernel.trajectory import StatePoint

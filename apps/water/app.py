@@ -18,8 +18,8 @@ from mosaicmd.kernel.model_files import load_model, save_model
 from mosaicmd.kernel.observables import evaluate_frames
 from mosaicmd.kernel.observables.transport import diffusion_coefficient
 from mosaicmd.kernel.potentials import Potential
-from mosaicmd.kernel.presets import settings_and_folder
 from mosaicmd.kernel.report import Metric, write_results
+from mosaicmd.kernel.run_folders import settings_and_folder
 from mosaicmd.kernel.simulation import Simulation
 from mosaicmd.kernel.training import averaged_params, tail_average, train
 from mosaicmd.kernel.trajectory import StatePoint, Trajectory

@@ -1,6 +1,5 @@
 """Rigid distances against closed forms, conservation laws and counting."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

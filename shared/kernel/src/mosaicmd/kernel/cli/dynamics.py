@@ -13,12 +13,12 @@ from pydantic import Field, model_validator
 
 from mosaicmd.kernel import units
 from mosaicmd.kernel.barostats import npt
-from mosaicmd.kernel.cli.training_run import claim
 from mosaicmd.kernel.config import Config, Length, Pressure, Rate, Temperature, Time
 from mosaicmd.kernel.data import DataError, read_structures
 from mosaicmd.kernel.integrators import Integrator, csvr, langevin, nose_hoover, nve
 from mosaicmd.kernel.model_files import load_model
 from mosaicmd.kernel.report import Metric, write_results
+from mosaicmd.kernel.run_folders import claim
 from mosaicmd.kernel.simulation import Simulation
 from mosaicmd.kernel.statistics import standard_error
 from mosaicmd.kernel.stored_runs import export_run

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import yaml
 
 from mosaicmd.kernel.batches import Batches, prefetch
 from mosaicmd.kernel.cli.label_report import compare_labels, write_label_report
 from mosaicmd.kernel.cli.labelled_files import Data, read_splits, require_right_stress
 from mosaicmd.kernel.cli.optimizers import build_optimizer, frozen_leaves
 from mosaicmd.kernel.cli.training_config import LossConfig, TrainingConfig
-from mosaicmd.kernel.config import Config, ConfigError, load_config, suggest
+from mosaicmd.kernel.config import ConfigError, suggest
 from mosaicmd.kernel.early_stopping import stop_when_stale, watch
 from mosaicmd.kernel.examples import Example, labels_present, make_examples
-from mosaicmd.kernel.files import atomic_write_json, atomic_write_text
 from mosaicmd.kernel.force_matching import force_matching
 from mosaicmd.kernel.label_errors import MatchingLoss, Term
 from mosaicmd.kernel.metrics import read_metrics
@@ -28,6 +24,7 @@ from mosaicmd.kernel.model_files import load_model, save_model
 from mosaicmd.kernel.potentials import Params, Potential, build_potential, sum_potentials
 from mosaicmd.kernel.reference_energies import atomic_energies, fit_reference_energies
 from mosaicmd.kernel.report import Metric
+from mosaicmd.kernel.run_folders import claim
 from mosaicmd.kernel.training import train
 
 REFERENCE = "atomic_energies"
@@ -97,40 +94,6 @@ def run_training(config: TrainingConfig, out: Path, *, quiet: bool = False) -> d
         n_structures=_sizes(splits),
         reference_energies_ev={str(label): e for label, e in (energies or {}).items()},
     )
-
-
-def claim(out: Path, config: Config, inputs: Mapping[str, Path]) -> None:
-    """Make a folder that of a run, or check that it is.
-
-    Raises:
-        ConfigError: if it belongs to other settings, or an input file has changed since.
-    """
-    sums = {name: _checksum(path) for name, path in inputs.items()}
-    settings, record = out / "config.yaml", out / "data.json"
-    if settings.exists():
-        known = load_config(type(config), settings)
-        if known != config:
-            names = [
-                n for n in type(config).model_fields if getattr(known, n) != getattr(config, n)
-            ]
-            raise ConfigError(
-                f"{out} holds a run with other settings (different: {', '.join(names)}); give "
-                "another --out, or delete it"
-            )
-        stored = json.loads(record.read_text(encoding="utf-8")) if record.exists() else sums
-        if changed := sorted(name for name in sums if stored.get(name) != sums[name]):
-            raise ConfigError(
-                f"{', '.join(changed)} changed since the run in {out} was started; give another "
-                "--out, or delete it"
-            )
-    elif out.exists() and (not out.is_dir() or any(not _is_torn(path) for path in out.iterdir())):
-        raise ConfigError(f"{out} exists and holds no run; give another --out")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        atomic_write_text(settings, text)
-    if not record.exists():
-        atomic_write_json(record, sums)
 
 
 def starting_model(config: TrainingConfig, data: Data | None) -> Model:
@@ -319,14 +282,3 @@ def species_label(symbol: str) -> int:
 
 def _sizes(splits: Mapping[str, Data]) -> dict[str, int]:
     return {name: len(data) for name, data in splits.items()}
-
-
-def _checksum(path: Path) -> str:
-    if not path.is_file():
-        raise ConfigError(f"file {path} does not exist")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _is_torn(path: Path) -> bool:
-    """Whether a kill has left this behind while a file was being written."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")

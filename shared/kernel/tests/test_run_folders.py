@@ -3,7 +3,7 @@
 import pytest
 
 from mosaicmd.kernel.config import Config, ConfigError, Time
-from mosaicmd.kernel.presets import settings_and_folder
+from mosaicmd.kernel.run_folders import claim, settings_and_folder
 
 
 class Settings(Config):
@@ -40,7 +40,7 @@ def test_a_folder_keeps_to_its_settings(presets, tmp_path):
     settings_and_folder(Settings, presets, preset="quick", out=tmp_path / "out")
     before = (tmp_path / "out" / "config.yaml").read_text()
     (presets / "quick.yaml").write_text("seed: 2\n")
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match=r"other settings \(different: seed, length_ps\)"):
         settings_and_folder(Settings, presets, preset="quick", out=tmp_path / "out")
     assert (tmp_path / "out" / "config.yaml").read_text() == before
 
@@ -52,3 +52,19 @@ def test_mistakes_are_named_and_make_no_folder(presets, tmp_path):
     with pytest.raises(ConfigError, match="did you mean `seed`"):
         settings_and_folder(Settings, presets, preset="bad", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_may_not_change_and_strange_folders_are_left_alone(tmp_path):
+    data, out = tmp_path / "data.txt", tmp_path / "out"
+    data.write_text("1")
+    claim(out, Settings(seed=1), {"data": data})
+    claim(out, Settings(seed=1), {"data": data})
+    data.write_text("2")
+    with pytest.raises(ConfigError, match="data changed since the run"):
+        claim(out, Settings(seed=1), {"data": data})
+    with pytest.raises(ConfigError, match="does not exist"):
+        claim(out, Settings(seed=1), {"data": tmp_path / "none"})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="holds no run"):
+        claim(tmp_path / "mine", Settings(seed=1))
