@@ -102,7 +102,6 @@ for name in MEMBERS:
         session.install(*from_tree(f"mosaicmd-{member}[test]"))
         session.run("pytest", str(MEMBERS[member] / "tests"), *session.posargs)
 
-
     @nox.session(name=f"tests_floor({name})", venv_backend="uv")
     def member_floor_tests(session: nox.Session, member: str = name) -> None:
         """Test one member with the lowest versions that it declares."""
