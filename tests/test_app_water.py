@@ -73,6 +73,7 @@ def test_learning_lowers_the_pressure_of_the_repulsive_start(undisturbed):
     assert before["value"] - after["value"] > 1_000.0 + 4.0 * (before["error"] + after["error"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path):
     arguments = command(tmp_path)
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
