@@ -104,6 +104,7 @@ def with_biases(potential, seed=0):
     )
 
 
+@pytest.mark.slow
 def test_contract():
     sizes = {
         "n_blocks": 1,

@@ -69,6 +69,7 @@ def changed(**settings):
     return SMALL.model_copy(update=settings)
 
 
+@pytest.mark.slow
 def test_contract():
     potential = mace(SMALL)
     check_potential(potential, potential.init(jax.random.key(1)), random_system(0))
