@@ -1,5 +1,6 @@
 """Exported programs: equal to the model, without the code of the model."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,13 @@ from deploy_potentials import lennard_jones
 
 from mosaicmd.kernel.deploy import export_model, load_exported
 from mosaicmd.kernel.deploy.exported import ExportError
-from mosaicmd.kernel.graphs import host_graph, pad_graph
+from mosaicmd.kernel.graphs import (
+    edge_components,
+    gather_senders,
+    host_graph,
+    pad_graph,
+    sum_edges,
+)
 from mosaicmd.kernel.potentials import Potential, evaluate
 from mosaicmd.kernel.systems import pad_system, volume
 from mosaicmd.kernel.testing import random_system
@@ -105,6 +112,7 @@ def test_a_process_without_our_code_computes_what_the_model_does(tmp_path, dtype
             "receivers": graph.receivers,
             "shifts": graph.shifts,
             "atom_mask": system.mask,
+            "own_mask": system.mask,
             "edge_mask": graph.mask,
         }
         arguments |= {f"{i}/{name}": np.asarray(value) for name, value in values.items()}
@@ -134,6 +142,44 @@ def test_the_header_says_what_the_program_is(tmp_path):
     assert info["model"]["architecture"] == "two"
     assert info["inputs"]["positions"] == {"shape": "n, 3", "dtype": "float32"}
     json.dumps(info)
+
+
+def chained(n_hops):
+    """Densities of densities: energies that feel atoms `n_hops` edges away."""
+
+    def energy(params, system, graph):
+        x, y, z = edge_components(system, graph)
+        inside = (square := x * x + y * y + z * z) < 9.0
+        weight = jnp.where(inside, (1.0 - jnp.where(inside, square, 0.0) / 9.0) ** 3, 0.0)
+        values = jnp.ones_like(system.positions[:, 0])
+        for _ in range(n_hops):
+            values = sum_edges(weight * gather_senders(values, graph), graph, system.n_atoms)
+        return params["scale"] * values
+
+    return Potential(
+        architecture="chained",
+        config={},
+        init=lambda key: {"scale": jnp.asarray(0.1)},
+        energy=energy,
+        cutoff=3.0 if n_hops else 1.0,
+        species=(14,),
+    )
+
+
+@pytest.mark.parametrize("n_hops", [0, 1, 3])
+def test_the_header_says_how_far_an_energy_reaches(tmp_path, n_hops):
+    potential = chained(n_hops)
+    path = export_model((potential, potential.init(KEY)), tmp_path / "model.mosaicmd")
+    assert load_exported(path).hops == n_hops
+
+
+def test_an_energy_of_all_atoms_has_no_reach(tmp_path):
+    def energy(params, system, graph):
+        return jnp.mean(system.positions[:, 0]) ** 2 * jnp.where(system.mask, 1.0, 0.0)
+
+    potential = dataclasses.replace(chained(1), energy=energy)
+    path = export_model((potential, potential.init(KEY)), tmp_path / "model.mosaicmd")
+    assert load_exported(path).hops is None
 
 
 def test_any_species_must_be_named(tmp_path):
@@ -178,6 +224,11 @@ def test_files_that_are_no_programs_are_named(tmp_path):
     good = export_model((potential, potential.init(KEY)), path, dtype="float64").read_bytes()
     path.write_bytes(good[:-100])
     with pytest.raises(ExportError, match="no exported model that can be read"):
+        load_exported(path)
+    older = good.replace(b'\\"format_version\\": 2', b'\\"format_version\\": 1')
+    assert older != good
+    path.write_bytes(older)
+    with pytest.raises(ExportError, match="version 2 is known; export the model again"):
         load_exported(path)
     path.write_bytes(good)
     with jax.enable_x64(False), pytest.raises(ExportError, match="JAX is in 32-bit mode"):

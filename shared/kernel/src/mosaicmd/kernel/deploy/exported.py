@@ -4,7 +4,7 @@ The file is in the safetensors format: eight bytes with the length of a JSON hea
 endian), the header, then data. Its only array, ``program``, is what ``jax.export``
 serialises: StableHLO for CPUs and CUDA, weights included, for any number of atoms and
 edges. The header's ``__metadata__`` has one entry, ``mosaicmd``: JSON with ``species``,
-``cutoff``, ``units``, ``dtype``, ``inputs``, ``outputs``, ``model`` and ``packages``. Nothing
+``cutoff``, ``hops``, ``units``, ``dtype``, ``inputs``, ``outputs`` and ``model``. Nothing
 is ever unpickled. All that is needed to run it is jax, numpy and flatbuffers::
 
     import json, jax, jax.export
@@ -16,7 +16,7 @@ is ever unpickled. All that is needed to run it is jax, numpy and flatbuffers::
     info = json.loads(header["__metadata__"]["mosaicmd"])
     program = jax.export.deserialize(bytearray(data[n + start : n + end]))
     energies, forces, virial = jax.jit(program.call)(
-        positions, cell, species_index, senders, receivers, shifts, atom_mask, edge_mask
+        positions, cell, species_index, senders, receivers, shifts, atom_mask, own_mask, edge_mask
     )
 
 Arguments, with ``n`` atoms and ``e`` edges, floats in the dtype of the program:
@@ -29,15 +29,21 @@ Arguments, with ``n`` atoms and ``e`` edges, floats in the dtype of the program:
 ``receivers``      ``[e]``       int32    centre of an edge, **in ascending order**
 ``shifts``         ``[e, 3]``    int32    lattice vectors added to the sender
 ``atom_mask``      ``[n]``       bool     false for atoms that are only padding
+``own_mask``       ``[n]``       bool     false for atoms whose energy is not counted
 ``edge_mask``      ``[e]``       bool     false for edges that are only padding
 =================  ============  =======  =================================================
 
 Every pair within the cutoff stands twice, once for either centre; longer edges do no
 harm. Padding has receiver ``n - 1``, so that the order holds. Each new size is compiled once:
-pad to a few. Results are ``energies`` ``[n]`` (eV, zero for padding), ``forces`` ``[n, 3]``
-(eV/Å, zero for padding) and ``virial`` ``[3, 3]`` (eV), the derivative of the energy in a
-symmetric strain: volume times stress, positive under tension; programs that call the
-negative of this the virial are not rare.
+pad to a few. Results are ``energies`` ``[n]`` (eV, zero where not counted), ``forces``
+``[n, 3]`` (eV/Å, of the energy counted) and ``virial`` ``[3, 3]`` (eV), the derivative of
+that energy in a symmetric strain: volume times stress, positive under tension; programs
+that call the negative of this the virial are not rare.
+
+Without ghost atoms ``own_mask`` is ``atom_mask``. Under domain decomposition it leaves out
+the ghosts, whose energies their owners count. The header's ``hops`` says how many edges away
+an atom may be and still matter for an energy (found by differentiation; null if there is no
+limit): ghosts must reach ``hops`` times the cutoff, and all but the last hop need their edges.
 
 The program takes no ``reverse`` edges. They make forces faster on CPUs, but a program with
 ghost atoms (domain decomposition) has edges without an opposite, and a caller that gets
@@ -70,6 +76,8 @@ Model = str | os.PathLike[str] | tuple[Potential, Params]
 
 PLATFORMS = ("cpu", "cuda")
 _FORMAT = "mosaicmd-program"
+_VERSION = 2
+_LONGEST = 12  # hops; an energy that reaches as far has no limit
 _UNITS = {"energies": "eV", "forces": "eV/angstrom", "virial": "eV", "positions": "angstrom"}
 _KINDS = {  # arguments of the program: shape and type
     "positions": ("n, 3", None),
@@ -79,6 +87,7 @@ _KINDS = {  # arguments of the program: shape and type
     "receivers": ("e", np.int32),
     "shifts": ("e, 3", np.int32),
     "atom_mask": ("n", np.bool_),
+    "own_mask": ("n", np.bool_),
     "edge_mask": ("e", np.bool_),
 }
 
@@ -112,6 +121,11 @@ class ExportedModel:
         """Range that edges must cover, Å."""
         return float(self.info["cutoff"])
 
+    @property
+    def hops(self) -> int | None:
+        """How many edges away an atom may be and matter for an energy; None without a limit."""
+        return self.info["hops"]
+
     def evaluate(self, system: System, graph: Graph) -> Outputs:
         """Results for a system and its graph, which must not be in rows.
 
@@ -133,6 +147,7 @@ class ExportedModel:
                 graph.senders,
                 graph.receivers,
                 graph.shifts,
+                mask,
                 mask,
                 graph.mask,
             )
@@ -176,12 +191,16 @@ def export_model(
             found = read_model_record(model)
             record = {name: found[name] for name in ("architecture", "config", "packages")}
         labels = _labels(potential, species)
-        data = _serialised(potential, _cast(params, kind), labels, kind, platforms)
+        weights = _cast(params, kind)
+        program = jax.jit(functools.partial(_program, potential, weights, np.array(labels, "i4")))
+        data = _serialised(potential.architecture, program, kind, platforms)
+        hops = _hops(program, potential.cutoff, len(labels), kind)
     info = {
         "format": _FORMAT,
-        "format_version": 1,
+        "format_version": _VERSION,
         "species": list(labels),
         "cutoff": float(potential.cutoff),
+        "hops": hops,
         "units": _UNITS,
         "dtype": kind.name,
         "platforms": list(platforms),
@@ -211,10 +230,10 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
     try:
         arrays, metadata = unpack(Path(path).read_bytes())
         info = json.loads(metadata["mosaicmd"])
-        if info["format"] != _FORMAT or info["format_version"] > 1:
+        if (found := (info["format"], info["format_version"])) != (_FORMAT, _VERSION):
             raise ExportError(
-                f"it says format {info['format']!r}, version {info['format_version']}, where "
-                f"{_FORMAT!r}, version 1 is known; upgrade mosaicmd-kernel"
+                f"it says format {found[0]!r}, version {found[1]}, where {_FORMAT!r}, version "
+                f"{_VERSION} is known; export the model again, or upgrade mosaicmd-kernel"
             )
         from jax import export
 
@@ -229,13 +248,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
     return ExportedModel(info, jax.jit(program.call))
 
 
-def _serialised(
-    potential: Potential,
-    params: Params,
-    labels: Sequence[int],
-    dtype: np.dtype,
-    platforms: Sequence[str],
-) -> Any:
+def _serialised(architecture: str, program: Any, dtype: np.dtype, platforms: Sequence[str]) -> Any:
     from jax import export
 
     dimensions = dict(zip("ne", export.symbolic_shape("n, e"), strict=True))
@@ -244,12 +257,11 @@ def _serialised(
         return tuple(dimensions.get(part) or int(part) for part in text.split(", "))
 
     arguments = [jax.ShapeDtypeStruct(shape(text), kind or dtype) for text, kind in _KINDS.values()]
-    program = jax.jit(functools.partial(_program, potential, params, np.array(labels, np.int32)))
     try:
         return export.export(program, platforms=list(platforms))(*arguments)
     except Exception as error:  # whatever tracing and lowering raise
         raise ExportError(
-            f"the {potential.architecture!r} potential cannot be exported "
+            f"the {architecture!r} potential cannot be exported "
             f"({type(error).__name__}: {error}): it must be written for any number of atoms and "
             "edges, and use nothing of a system but positions, cell and species"
         ) from error
@@ -266,6 +278,7 @@ def _program(
     receivers: Array,
     shifts: Array,
     atom_mask: Array,
+    own_mask: Array,
     edge_mask: Array,
 ) -> tuple[Array, Array, Array]:
     system = System(
@@ -281,12 +294,43 @@ def _program(
     def total(positions: Array, strain: Array) -> tuple[Array, Array]:
         moved = strained(system._replace(positions=positions), strain)
         energies = potential.energy(params, moved, graph).astype(positions.dtype)
-        energies = jnp.where(atom_mask, energies, 0.0)
+        energies = jnp.where(own_mask, energies, 0.0)
         return jnp.sum(energies), energies
 
     strain = jnp.zeros((3, 3), positions.dtype)
     (slope, virial), energies = jax.grad(total, argnums=(0, 1), has_aux=True)(positions, strain)
     return energies, -slope, virial
+
+
+def _hops(program: Any, cutoff: float, n_labels: int, dtype: np.dtype) -> int | None:
+    """How many edges away the farthest atom is that feels the energy of one.
+
+    That one stands in the middle of a crooked chain whose edges join successive atoms only.
+    Short and long edges are tried, for terms that end before the cutoff, and all species.
+    """
+    n, middle = 2 * _LONGEST + 1, _LONGEST
+    left = np.arange(n - 1, dtype=np.int32)
+    senders, receivers = np.concatenate([left + 1, left]), np.concatenate([left, left + 1])
+    order = np.argsort(receivers, kind="stable")
+    rng, reach = np.random.default_rng(0), 0
+    for length in np.linspace(0.15, 0.9, 6):
+        steps = rng.normal(size=(n, 3))
+        steps *= length * cutoff / np.linalg.norm(steps, axis=1, keepdims=True)
+        _, forces, _ = program(
+            np.cumsum(steps, axis=0).astype(dtype),
+            np.zeros((3, 3), dtype),
+            rng.integers(n_labels, size=n).astype(np.int32),
+            senders[order],
+            receivers[order],
+            np.zeros((2 * n - 2, 3), np.int32),
+            np.ones(n, bool),
+            np.arange(n) == middle,
+            np.ones(2 * n - 2, bool),
+        )
+        forces = np.asarray(forces)
+        felt = np.flatnonzero((np.isfinite(forces) & (forces != 0.0)).any(axis=1))
+        reach = max(reach, *np.abs(felt - middle), 0)
+    return int(reach) if reach < _LONGEST else None
 
 
 def _labels(potential: Potential, species: Sequence[int] | None) -> tuple[int, ...]:
