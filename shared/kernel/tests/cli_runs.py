@@ -35,7 +35,10 @@ def entry_points(*more):
     energies = EntryPoint(
         "atomic_energies", "mosaicmd.kernel.reference_energies:build", "mosaicmd.potentials"
     )
-    every = EntryPoints([pair, energies, *more])
+    products = EntryPoint(
+        "bfloat16_products", "mosaicmd.kernel.precision:build", "mosaicmd.potentials"
+    )
+    every = EntryPoints([pair, energies, products, *more])
     return lambda **selection: every.select(**selection)
 
 

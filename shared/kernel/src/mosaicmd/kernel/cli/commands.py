@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 GROUP = "mosaicmd.commands"
+OF_WEIGHTS = "float32 or float64 [that of the weights]"
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the settings as resolved, and stop")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
@@ -92,7 +93,7 @@ def evaluate(
         list[str] | None, typer.Option(help="a column that is no label; repeatable")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    dtype: Annotated[str | None, typer.Option(help=OF_WEIGHTS)] = None,
 ) -> None:
     """Errors of a model on labelled structures."""
     _use_float64()
@@ -108,6 +109,7 @@ def evaluate(
     from mosaicmd.kernel.config import load_config
     from mosaicmd.kernel.examples import make_examples
     from mosaicmd.kernel.model_files import load_model
+    from mosaicmd.kernel.precision import weights_type
 
     names = dict(_pair(one) for one in name or ())
     settings = {
@@ -118,10 +120,12 @@ def evaluate(
         "ignore": ignore or [],
     }
     found = read_labelled(load_config(DataFile, settings))
-    potential, params, energies = without_reference(*load_model(model, dtype=_dtype(dtype)))
+    loaded = load_model(model, dtype=None if dtype is None else _dtype(dtype))
+    potential, params, energies = without_reference(*loaded)
     for system, _ in found:
         potential.check(system)
-    examples = make_examples(found, potential.cutoff, reference_energies=energies, dtype=dtype)
+    kind = dtype or weights_type(params) or "float32"
+    examples = make_examples(found, potential.cutoff, reference_energies=energies, dtype=kind)
     splits = {
         "all": compare_labels(potential, params, examples, batch_size=batch_size, separate=True)
     }
@@ -149,7 +153,7 @@ def md(
     every: Annotated[int | None, typer.Option(help="steps between frames")] = None,
     repeat: Annotated[str | None, typer.Option(help='supercell, as "2,2,2"')] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
+    dtype: Annotated[str | None, typer.Option(help=OF_WEIGHTS)] = None,
     trajectory: Annotated[str | None, typer.Option(help="name, .traj, .h5, .xtc or .dcd")] = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -272,9 +276,11 @@ def _fail(message: str) -> NoReturn:
 
 
 def _use_float64() -> None:
+    """Allow float64, and let products in float32 be that, not what an accelerator makes of it."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_matmul_precision", "float32")
 
 
 def _dtype(name: str) -> str:

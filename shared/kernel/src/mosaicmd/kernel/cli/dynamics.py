@@ -17,6 +17,7 @@ from mosaicmd.kernel.config import Config, Length, Pressure, Rate, Temperature, 
 from mosaicmd.kernel.data import DataError, read_structures
 from mosaicmd.kernel.integrators import Integrator, csvr, langevin, nose_hoover, nve
 from mosaicmd.kernel.model_files import load_model
+from mosaicmd.kernel.precision import FloatType, weights_type
 from mosaicmd.kernel.report import Metric, write_results
 from mosaicmd.kernel.run_folders import claim
 from mosaicmd.kernel.simulation import Simulation
@@ -53,7 +54,7 @@ class DynamicsConfig(Config):
     frame: int = -1  # of the structure file
     skin: Length = Field(default=1.0, ge=0.0)  # Å
     seed: int = 0
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: FloatType | None = None  # that of the weights, or float32 if there are none
     trajectory: str = "trajectory.traj"  # .traj, .h5, .xtc or .dcd
 
     @model_validator(mode="after")
@@ -96,7 +97,7 @@ def run_dynamics(
         SimulationError: if the run explodes.
     """
     potential, params = load_model(model, dtype=config.dtype)
-    system = _structure(structure, config)
+    system = _structure(structure, config, config.dtype or weights_type(params) or "float32")
     potential.check(system)
     claim(out, config, {"structure": structure, "model": model / "model.json"})
     simulation = Simulation(
@@ -168,10 +169,10 @@ def averages(trajectory: Trajectory) -> dict[str, Metric]:
     return metrics
 
 
-def _structure(path: Path, config: DynamicsConfig) -> System:
+def _structure(path: Path, config: DynamicsConfig, dtype: FloatType) -> System:
     structures: list[Any] = read_structures(path)
     try:
         atoms = structures[config.frame]
     except IndexError:
         raise DataError(f"{path} has {len(structures)} frames, none is {config.frame}") from None
-    return from_ase(atoms.repeat(config.repeat), dtype=config.dtype)
+    return from_ase(atoms.repeat(config.repeat), dtype=dtype)

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mosaicmd.kernel.config import Config, load_config
+from mosaicmd.kernel.precision import Precision
 
 C = TypeVar("C", bound=Config)
 
@@ -161,7 +162,8 @@ class TrainingConfig(Config):
     With ``init_from``, a model directory, its potential is trained further. ``freeze`` keeps
     parameters whose path matches a pattern, such as ``"embedding"`` or ``"layers/0/*"``.
     ``reference_energies`` are fitted (``fit``), those of the model (``keep``), none, or
-    given, eV by symbol or label; they become part of the model.
+    given, eV by symbol or label; they become part of the model. ``precision`` is that of
+    training and of the model, see :mod:`mosaicmd.kernel.precision`.
     """
 
     data: DataConfig
@@ -181,7 +183,7 @@ class TrainingConfig(Config):
     patience: int | None = Field(default=None, ge=1)  # validations without a gain
     separate: bool = False  # structures are not joined, for potentials that need their cell
     check_stress: bool = True
-    dtype: Literal["float32", "float64"] = "float32"
+    precision: Precision = "float32"
     seed: int = 0
 
     @model_validator(mode="before")

@@ -22,6 +22,7 @@ from mosaicmd.kernel.label_errors import MatchingLoss, Term
 from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.model_files import load_model, save_model
 from mosaicmd.kernel.potentials import Params, Potential, build_potential, sum_potentials
+from mosaicmd.kernel.precision import array_type, with_precision
 from mosaicmd.kernel.reference_energies import atomic_energies, fit_reference_energies
 from mosaicmd.kernel.report import Metric
 from mosaicmd.kernel.run_folders import claim
@@ -58,8 +59,9 @@ def run_training(config: TrainingConfig, out: Path, *, quiet: bool = False) -> d
         for system, _ in data:
             model.potential.check(system)
     cutoff, energies = model.potential.cutoff, model.reference_energies
+    dtype = array_type(config.precision)
     examples = {
-        name: make_examples(data, cutoff, reference_energies=energies, dtype=config.dtype)
+        name: make_examples(data, cutoff, reference_energies=energies, dtype=dtype)
         for name, data in splits.items()
     }
     loss = matching_loss(config.loss, examples)
@@ -112,10 +114,10 @@ def starting_model(config: TrainingConfig, data: Data | None) -> Model:
     else:
         potential = _potential(config)
         params = potential.init(jax.random.key(config.seed))
+    potential = with_precision(potential, config.precision)
+    dtype = array_type(config.precision)
     params = jax.tree.map(
-        lambda leaf: (
-            leaf.astype(config.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-        ),
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
         jax.tree.map(jnp.asarray, params),
     )
     if config.freeze:

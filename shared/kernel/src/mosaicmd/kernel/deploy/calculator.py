@@ -30,6 +30,7 @@ from mosaicmd.kernel.label_errors import ChargesFn
 from mosaicmd.kernel.model_files import load_model
 from mosaicmd.kernel.neighbors import NeighborList, Neighbors, grow, neighbor_list
 from mosaicmd.kernel.potentials import EnergyFn, Params, Potential
+from mosaicmd.kernel.precision import weights_type
 from mosaicmd.kernel.systems import System, from_ase, strained, volume
 
 Array = jax.Array
@@ -57,8 +58,9 @@ def ase_calculator(
 
     Args:
         model: a model directory, or ``(potential, params)``.
-        dtype: of the calculation; by default JAX's. Phonons by finite differences and
-            tight relaxations want float64.
+        dtype: of the calculation; by default that of the weights of a model directory, and
+            JAX's otherwise. Phonons by finite differences and tight relaxations want
+            float64.
         skin: by how much neighbor lists reach beyond the cutoff, Å.
         charges: ``(params, system, graph) -> [n_atoms]``, e.
 
@@ -93,11 +95,12 @@ class PotentialCalculator(Calculator):
         super().__init__()
         if not (math.isfinite(skin) and skin >= 0.0):
             raise ValueError(f"`skin` must not be negative (Å), got {skin!r}")
-        self.dtype = _checked_dtype(dtype)
         if isinstance(model, tuple):
             self.potential, params = model
         else:
             self.potential, params = load_model(model, dtype=dtype)
+            dtype = weights_type(params) if dtype is None else dtype
+        self.dtype = _checked_dtype(dtype)
         self.params = jax.tree.map(functools.partial(_cast, dtype=self.dtype), params)
         self.skin, self.charges_fn = float(skin), charges
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
