@@ -101,6 +101,66 @@ def test_derivatives_equal_central_differences_on_fixed_frames():
         np.testing.assert_allclose(column[..., 0], difference, rtol=1e-6)
 
 
+def test_few_averages_of_many_parameters_are_differentiated_backwards_and_exactly():
+    """A spring per direction, two averages: central differences on fixed frames, to 1e-6."""
+
+    def energy(params, system, graph):
+        return 0.5 * jnp.sum(params["k"] * system.positions**2, axis=-1)
+
+    def per_frame(params, system, graph, momenta):
+        force = params["k"][0] ** 1.5 * jnp.abs(jnp.sum(system.positions, axis=0, keepdims=True))[0]
+        return jnp.concatenate([force, jnp.sum(force, keepdims=True) ** 2])
+
+    def combine(values, weights):
+        mean = weights @ values
+        return jnp.stack([weights @ values[:, 3] - mean[3] ** 2, mean[0] * mean[2]])
+
+    observable = Observable(
+        name="pull", unit="", per_frame=per_frame, combine=combine, depends_on_params=True
+    )
+    target = Target(observable=observable, value=np.zeros(2), tolerance=1.0)
+    reweighting = Reweighting(energy, None, [target], StatePoint(KT))
+    start = {"k": jnp.full((1, 3), 1.5)}
+    sampler = harmonic_sampler(40, n_atoms=2)
+    _, trajectory = sampler.sample({"k": 1.5}, sampler.init())
+    samples = reweighting.prepare(start, trajectory, None)
+    at, step = np.array([[1.7, 1.4, 1.55]]), 1e-5
+    jacobian = reweighting.linearise({"k": jnp.asarray(at)}, samples, None).jacobian["pull"]
+    for axis in range(3):
+        move = step * np.eye(3)[axis][None]
+        ends = [
+            reweighting.predict({"k": jnp.asarray(at + sign * move)}, samples, None).values["pull"]
+            for sign in (1, -1)
+        ]
+        np.testing.assert_allclose(jacobian[:, axis], (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
+
+
+def test_direct_derivatives_from_some_frames_are_those_of_the_covariance_of_all_frames_and_theirs():
+    """``J = J_w + J_d``: ``J_w`` keeps all frames, ``J_d`` is that of frames 0, 5, 10, ... alone.
+
+    For ``|x|`` scaled by ``k^1.5`` the direct part is ``1.5 / k`` times its own average.
+    """
+    every, k = 5, 1.7
+    whole, _, samples = prepared(100, targets=moving_targets(), n_atoms=3)
+    some = Reweighting(harmonic_energy, None, whole.targets, StatePoint(KT), direct_every=every)
+    params = {"k": jnp.asarray(k)}
+    full, cheap = (one.linearise(params, samples, None) for one in (whole, some))
+    weights = np.asarray(full.prediction.weights)
+    size = k**1.5 * np.sum(np.abs(samples.systems.positions), axis=(1, 2))
+    of_all = 1.5 / k * weights @ size
+    of_some = 1.5 / k * weights[::every] @ size[::every] / weights[::every].sum()
+    change = cheap.jacobian["virial"] - full.jacobian["virial"]
+    np.testing.assert_allclose(change, [of_some - of_all], rtol=1e-10)
+    for name in ("powers", "variance"):
+        np.testing.assert_array_equal(cheap.jacobian[name], full.jacobian[name])
+    np.testing.assert_array_equal(cheap.metric, full.metric)
+    np.testing.assert_array_equal(
+        cheap.prediction.values["virial"], full.prediction.values["virial"]
+    )
+    with pytest.raises(ValueError, match="direct_every"):
+        Reweighting(harmonic_energy, None, [], StatePoint(KT), direct_every=0)
+
+
 def test_gradient_of_the_loss_is_pull_times_jacobian():
     reweighting, _, samples = prepared(60, targets=moving_targets(), n_atoms=2)
     params = {"k": jnp.asarray(1.6)}

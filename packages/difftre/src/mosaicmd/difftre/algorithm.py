@@ -28,11 +28,15 @@ _FEW = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StatePointData:
-    """One state point: how to sample it, and what was measured there."""
+    """One state point: how to sample it, and what was measured there.
+
+    ``direct_every`` is that of :class:`Reweighting`, for Gauss–Newton steps.
+    """
 
     name: str
     sampler: Sampler
     targets: Sequence[Target]
+    direct_every: int = 1
 
 
 class DiffTReState(NamedTuple):
@@ -88,7 +92,13 @@ def difftre(
     if not 0.0 <= reuse_fraction <= 1.0:
         raise ValueError(f"`reuse_fraction` must lie in [0, 1], got {reuse_fraction}")
     reweightings = tuple(
-        Reweighting(energy_fn, cutoff, point.targets, point.sampler.state_point)
+        Reweighting(
+            energy_fn,
+            cutoff,
+            point.targets,
+            point.sampler.state_point,
+            direct_every=point.direct_every,
+        )
         for point in state_points
     )
 

@@ -27,7 +27,11 @@ from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.neighbors import NeighborList, neighbor_list
 from mosaicmd.kernel.observables import Observable, evaluate_frames
 from mosaicmd.kernel.potentials import EnergyFn, total_energy
-from mosaicmd.kernel.statistics import effective_sample_size, reweighting_weights
+from mosaicmd.kernel.statistics import (
+    effective_sample_size,
+    normalised_weights,
+    reweighting_weights,
+)
 from mosaicmd.kernel.systems import System
 from mosaicmd.kernel.trajectory import StatePoint, Trajectory, map_frames
 
@@ -77,6 +81,8 @@ class Reweighting:
         cutoff: float | None,
         targets: Sequence[Target],
         state_point: StatePoint,
+        *,
+        direct_every: int = 1,
     ) -> None:
         """Settings.
 
@@ -85,13 +91,20 @@ class Reweighting:
             cutoff: of the energy function, Å; ``None`` if it needs no graph.
             targets: whose observables are predicted; names must differ.
             state_point: at which the frames are sampled.
+            direct_every: ``<dO/dtheta>`` in :meth:`linearise` is taken from every so many
+                frames; the other terms, and all predictions, are from all frames. It varies
+                little between frames, and costs most where the observable is a second
+                derivative, as elastic constants are.
 
         Raises:
-            ValueError: for observables that share a name.
+            ValueError: for observables that share a name, or ``direct_every`` below 1.
         """
         names = [target.observable.name for target in targets]
         if len(set(names)) < len(names):
             raise ValueError(f"targets share an observable name: {sorted(names)}")
+        if direct_every < 1:
+            raise ValueError(f"`direct_every` must be at least 1, got {direct_every}")
+        self.direct_every = direct_every
         observables = [target.observable for target in targets]
         self.targets = tuple(targets)
         self.energy_fn, self.state_point = energy_fn, state_point
@@ -214,36 +227,80 @@ class Reweighting:
 
         def one(system: System, graph: Graph | None) -> tuple:
             value, slope = jax.value_and_grad(energy)(flat, system, graph)
-            if not self.moving:
-                return value, slope, {}, {}
-            moving = observe(flat, system, graph)
-            n_values = sum(leaf.size for leaf in jax.tree.leaves(moving))
-            if flat.size < n_values:  # forward mode, which edges that know their reverse refuse
-                plain = None if graph is None else dataclasses.replace(graph, reverse=None)
-                return value, slope, moving, jax.jacfwd(observe)(flat, system, plain)
-            return value, slope, moving, jax.jacrev(observe)(flat, system, graph)
+            return value, slope, observe(flat, system, graph)
 
         trajectory = Trajectory(samples.systems, {}, self.state_point)
-        energies, slopes, moving, moving_slopes = map_frames(one, trajectory, graphs)
+        energies, slopes, moving = map_frames(one, trajectory, graphs)
         weights, n_eff = self._weights(energies, samples)
         beta = self.state_point.beta
         wide = weights.dtype
-        slopes, fixed, moving, moving_slopes = jax.tree.map(
-            lambda leaf: leaf.astype(wide), (slopes, samples.fixed, moving, moving_slopes)
+        slopes, values = jax.tree.map(
+            lambda leaf: leaf.astype(wide), (slopes, samples.fixed | moving)
         )
         centred = slopes - (weights @ slopes)[None]
-        weight_slopes = -beta * weights[:, None] * centred
         metric = beta**2 * (centred.T * weights[None]) @ centred
-        values, still = fixed | moving, jax.tree.map(jnp.zeros_like, fixed)
+        averages = self._averages(values, weights)
+        by_weight = jax.jacrev(self._averages, argnums=1)(values, weights)
+        weight_slopes = -beta * weights[:, None] * centred
+        jacobian = jax.tree.map(lambda pull: pull @ weight_slopes, by_weight)
+        if self.moving:
+            direct = self._direct(observe, flat, trajectory, graphs, values, weights)
+            jacobian = jax.tree.map(jnp.add, jacobian, direct)
+        return Linearised(Prediction(averages, weights, n_eff), jacobian, metric)
 
-        def along(weight_slope: Array, moving_slope: dict[str, Array]) -> dict[str, Array]:
-            """Change of the averages along one parameter."""
-            primal, tangent = (values, weights), (still | moving_slope, weight_slope)
-            return jax.jvp(self._averages, primal, tangent)[1]
+    def _direct(
+        self,
+        observe: Callable[[Array, System, Graph | None], dict[str, Array]],
+        flat: Array,
+        trajectory: Trajectory,
+        graphs: Graph | None,
+        values: dict[str, Array],
+        weights: Array,
+    ) -> dict[str, Array]:
+        """What averages change because observables of a frame do, by some of the frames.
 
-        jacobian = jax.vmap(along, in_axes=(1, -1), out_axes=-1)(weight_slopes, moving_slopes)
-        prediction = Prediction(self._averages(values, weights), weights, n_eff)
-        return Linearised(prediction, jacobian, metric)
+        Averages are mostly fewer than values of a frame (six elastic constants, from 29
+        numbers), so each is followed backwards, to the frames and then to the parameters.
+        """
+        systems = trajectory.systems
+        positions, cell, values, weights, graphs = jax.tree.map(
+            lambda leaf: leaf[:: self.direct_every],
+            (systems.positions, systems.cell, values, weights, graphs),
+        )
+        trajectory = trajectory._replace(systems=systems._replace(positions=positions, cell=cell))
+        moving = {o.name: values[o.name] for o in self.moving}
+        pulls, unravel = self._pulls(moving, values, normalised_weights(weights))
+        backwards = pulls[next(iter(pulls))].shape[1] <= flat.size
+
+        def one(system: System, graph: Graph | None, pull: dict[str, Array]) -> Array:
+            """Of one frame, ``[n_averages, n_params]``."""
+            if backwards:
+                found, back = jax.vjp(lambda x: observe(x, system, graph), flat)
+                rows = jax.tree.map(lambda p, v: p.astype(v.dtype), pull, found)
+                return jax.lax.map(lambda row: back(row)[0], rows)
+            # forward mode, which edges that know their reverse refuse
+            plain = None if graph is None else dataclasses.replace(graph, reverse=None)
+            slope = jax.jacfwd(observe)(flat, system, plain)
+            parts = [
+                pull[name].reshape(len(pull[name]), -1) @ slope[name].reshape(-1, flat.size)
+                for name in slope
+            ]
+            return sum(parts[1:], start=parts[0])
+
+        total = jnp.sum(map_frames(one, trajectory, graphs, pulls), axis=0, dtype=weights.dtype)
+        return jax.vmap(unravel, in_axes=1, out_axes=-1)(total)
+
+    def _pulls(
+        self, moving: dict[str, Array], values: dict[str, Array], weights: Array
+    ) -> tuple[dict[str, Array], Callable[[Array], dict[str, Array]]]:
+        """Derivatives of all averages in the values, ``[n_frames, n_averages, *value]``."""
+
+        def averages(moving: dict[str, Array]) -> Array:
+            return ravel_pytree(self._averages(values | moving, weights))[0]
+
+        unravel = ravel_pytree(self._averages(values, weights))[1]
+        pulls = jax.jacrev(averages)(moving)
+        return jax.tree.map(lambda pull: jnp.swapaxes(pull, 0, 1), pulls), unravel
 
 
 def _build_graphs(plan: NeighborList, systems: System) -> Graph:
