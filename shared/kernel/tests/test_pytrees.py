@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaicmd.kernel.pytrees import decode, encode, from_arrays, to_arrays, to_jax
+from mosaicmd.kernel.pytrees import decode, encode, from_arrays, matching_leaves, to_arrays, to_jax
 
 
 class State(NamedTuple):
@@ -210,3 +210,14 @@ def test_weights_of_other_kinds_are_named(tree, path):
 def test_malformed_structure_is_refused(structure):
     with pytest.raises(ValueError, match=r"structure|missing or used twice|hexadecimal"):
         decode(structure, {"x": np.zeros(1)})
+
+
+def test_patterns_match_leaves_and_containers():
+    tree = {"a": {"b": 1.0, "c": 2.0}, "layers": (jnp.zeros(1), {"w": jnp.zeros(2)})}
+    assert matching_leaves(tree, ["a/b", "layers/1"]) == {
+        "a": {"b": True, "c": False},
+        "layers": (False, {"w": True}),
+    }
+    assert matching_leaves(tree, ()) == jax.tree.map(lambda _: False, tree)
+    with pytest.raises(ValueError, match=r"'layers/2' matches no parameter"):
+        matching_leaves(tree, ["layers/2"])

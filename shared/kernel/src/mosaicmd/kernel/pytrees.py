@@ -8,12 +8,15 @@ only, and their structure is stored beside the arrays as plain JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mosaicmd.kernel.config import suggest
 
 Pytree = Any
 
@@ -175,6 +178,36 @@ def named_leaves(tree: Pytree) -> list[tuple[str, Any]]:
             name += f":{_key_impl(leaf)}"
         named[_unique(name, named)] = leaf
     return list(named.items())
+
+
+def matching_leaves(tree: Pytree, patterns: Sequence[str]) -> Pytree:
+    """Whether the path of each leaf, or of a container that it is in, matches a pattern.
+
+    Args:
+        tree: for example parameters.
+        patterns: such as ``"layers/0/*"``, in which ``*`` matches anything.
+
+    Returns:
+        A tree of ``bool``.
+
+    Raises:
+        ValueError: for a pattern that matches nothing.
+    """
+    names = [name for name, _ in named_leaves(tree)]
+
+    def matches(name: str, pattern: str) -> bool:
+        parts = name.split("/")
+        ancestors = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+        return any(fnmatch.fnmatchcase(path, pattern) for path in ancestors)
+
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            raise ValueError(
+                f"{pattern!r} matches no parameter{suggest(pattern, names)}; there are "
+                f"{', '.join(names[:20])}" + (", ..." if len(names) > 20 else "")
+            )
+    flags = [any(matches(name, pattern) for pattern in patterns) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(tree), flags)
 
 
 def _unique(name: str, taken: Mapping[str, Any]) -> str:

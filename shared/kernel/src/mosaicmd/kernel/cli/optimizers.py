@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import optax
 
 from mosaicmd.kernel.cli.training_config import OptimizerConfig, ScheduleConfig
 from mosaicmd.kernel.config import ConfigError, suggest
-from mosaicmd.kernel.pytrees import named_leaves
+from mosaicmd.kernel.pytrees import matching_leaves
 
 Params = Any
 
@@ -133,23 +132,13 @@ def frozen_leaves(params: Params, patterns: Sequence[str]) -> Params:
     Raises:
         ConfigError: for a pattern that matches nothing, or patterns that match everything.
     """
-    names = [name for name, _ in named_leaves(params)]
-
-    def held(name: str, pattern: str) -> bool:
-        parts = name.split("/")
-        ancestors = ["/".join(parts[: n + 1]) for n in range(len(parts))]
-        return any(fnmatch.fnmatchcase(path, pattern) for path in ancestors)
-
-    for pattern in patterns:
-        if not any(held(name, pattern) for name in names):
-            raise ConfigError(
-                f"freeze: {pattern!r} matches no parameter{suggest(pattern, names)}; there are "
-                f"{', '.join(names[:20])}" + (", ..." if len(names) > 20 else "")
-            )
-    flags = [any(held(name, pattern) for pattern in patterns) for name in names]
-    if flags and all(flags):
+    try:
+        flags = matching_leaves(params, patterns)
+    except ValueError as error:
+        raise ConfigError(f"freeze: {error}") from error
+    if all(jax.tree.leaves(flags)):
         raise ConfigError(f"freeze: {list(patterns)} match every parameter; leave some to train")
-    return jax.tree.unflatten(jax.tree.structure(params), flags)
+    return flags
 
 
 def _called(
