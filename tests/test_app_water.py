@@ -8,8 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
+
+from mosaicmd.kernel import units
+from mosaicmd.kernel.config import ConfigError, load_config
 
 APP = Path(__file__).parents[1] / "apps" / "water"
 
@@ -21,6 +27,16 @@ def small_settings():
     short = {"equilibration_ps": 1.0, "production_ps": 4.0}
     settings["training"] |= short | {"frame_ps": 0.05, "n_updates": 2, "average_last": 1}
     settings["validation"] |= short | {"production_ps": 8.0}
+    return settings
+
+
+def small_network():
+    """The published settings with two updates from four frames each."""
+    settings = yaml.safe_load((APP / "config" / "full.yaml").read_text())
+    settings["n_beads"] = 343
+    short = {"equilibration_ps": 0.1, "production_ps": 0.4}
+    settings["training"] |= short | {"n_updates": 2, "chunk_frames": 2}
+    settings["validation"] |= short | {"production_ps": 3.2}
     return settings
 
 
@@ -112,3 +128,70 @@ def test_an_output_folder_of_other_settings_is_refused(undisturbed, tmp_path):
     done = run([*app, "--config", str(config), "--out", str(undisturbed)])
     assert done.returncode != 0
     assert "other settings" in done.stderr
+
+
+@pytest.fixture
+def water(monkeypatch):
+    monkeypatch.syspath_prepend(str(APP))
+    import water
+
+    return water
+
+
+def test_the_full_preset_is_the_published_one(water):
+    """Thaler & Zavadlav (2021): the prior, 7000 steps per update, and Adam with its decay."""
+    settings = load_config(water.WaterConfig, APP / "config" / "full.yaml")
+    run = settings.training
+    assert (run.every, run.steps(run.equilibration_ps), run.steps(run.production_ps)) == (
+        10,
+        1000,
+        6000,
+    )
+    assert 0.003 * run.decay ** (200 / run.n_updates) == pytest.approx(3e-5)
+    potential = water.build_potential(settings.model)
+    assert potential.cutoff == 5.0
+    kinds = [term["architecture"] for term in potential.config["terms"]]
+    assert kinds == ["soft_repulsion", "scaled"]
+    params = potential.init(jax.random.key(0))
+    assert params[1]["embedding"]["species"].shape == (1, 16)
+    assert params[1]["blocks"][3]["source"]["weight"].shape == (32, 32)
+    r = np.array([2.5, 3.165])
+    silent = jax.tree.map(jnp.zeros_like, params)
+    pair = water.pair_energy(settings.model, silent, r)
+    np.testing.assert_allclose(pair / units.KJ_PER_MOL, (3.165 / r) ** 12, rtol=1e-9)
+    rdf, adf, pressure = water.targets(settings, potential)
+    weight = (pressure.tolerance / (units.KJ_PER_MOL / units.NANOMETER**3)) ** -2
+    assert weight == pytest.approx(1e-7, rel=1e-4)
+    assert (rdf.tolerance, adf.tolerance, pressure.clip) == (1.0, 1.0, None)
+    water.update_rule(run).init(params)
+    assert water.smoothness(settings) is None
+
+
+def test_a_model_is_a_spline_or_a_network(water):
+    both = small_settings()["model"] | {"network": small_network()["model"]["network"]}
+    with pytest.raises(ConfigError, match="needs `spline` and `three_body`, or `network`"):
+        load_config(water.ModelConfig, both)
+    with pytest.raises(ConfigError, match="needs `spline` and `three_body`, or `network`"):
+        load_config(water.ModelConfig, {"prior": both["prior"], "spline": both["spline"]})
+
+
+@pytest.mark.slow
+def test_a_network_learns_and_is_resumed(tmp_path):
+    """Killed within its first simulation, of which it then has the first half."""
+    arguments = command(tmp_path, settings=small_network())
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    sampling = tmp_path / "out" / "training" / "sampling"
+    deadline = time.monotonic() + 600.0
+    while not list(sampling.glob("*/production/frames/*")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert b"learning on cpu: 2 updates of about" in errors
+    found = run(arguments)
+    assert found.returncode == 0, found.stderr
+    (tmp_path / "out").rename(tmp_path / "resumed")
+    assert run(arguments).returncode == 0
+    for name in ("results.json", "model/weights.safetensors"):
+        resumed = (tmp_path / "resumed" / name).read_bytes()
+        assert resumed == (tmp_path / "out" / name).read_bytes(), name

@@ -1,5 +1,7 @@
 """Learn coarse-grained water from its measured structure and pressure, then simulate with it."""
 
+import datetime
+import time
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -97,13 +99,20 @@ def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: P
     """DiffTRe; the mean of the last iterates."""
     run, kT = settings.training, settings.kT
     key = jax.random.key(settings.seed)
-    sampler = dynamics_sampler(
+    dynamics, system = (
         simulation(settings, run, potential),
         water.start_system(settings, settings.seed),
+    )
+    announce(settings, dynamics, params, system)
+    sampler = dynamics_sampler(
+        dynamics,
+        system,
         StatePoint(kT, units.BAR),
         n_equilibration=run.steps(run.equilibration_ps),
         n_production=run.steps(run.production_ps),
         key=key,
+        directory=out / "training" / "sampling",
+        progress=None,
     )
     measured = StatePointData(
         name="ambient", sampler=sampler, targets=water.targets(settings, potential)
@@ -126,6 +135,24 @@ def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: P
     return averaged_params(state)
 
 
+def announce(settings: water.WaterConfig, dynamics: Simulation, params: Any, system: Any) -> None:
+    """Say how long molecular dynamics will take, from a few steps of it."""
+    run = settings.training
+    state = dynamics.start(jax.random.key(0), params, system)
+    began = time.monotonic()
+    dynamics.run(params, state, run.every, progress=False)
+    per_step = (time.monotonic() - began) / run.every
+    steps = run.steps(run.equilibration_ps) + run.steps(run.production_ps)
+    update, total = (
+        datetime.timedelta(seconds=round(n * steps * per_step)) for n in (1, run.n_updates)
+    )
+    typer.echo(
+        f"learning on {jax.default_backend()}: {run.n_updates} updates of about {update} of "
+        f"molecular dynamics, {total} in all; a killed run resumes",
+        err=True,
+    )
+
+
 def simulation(
     settings: water.WaterConfig, run: water.RunConfig, potential: Potential, **options: Any
 ) -> Simulation:
@@ -140,7 +167,7 @@ def simulation(
         cutoff=potential.cutoff,
         skin=run.skin,
         every=run.every,
-        chunk_frames=100,
+        chunk_frames=run.chunk_frames,
         **options,
     )
 

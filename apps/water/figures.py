@@ -62,7 +62,7 @@ def structure_figure(before: Any, after: Any) -> Any:
 
 def potential_figure(settings: water.WaterConfig, params: tuple[Any, Any]) -> Any:
     figure, panel = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    r = np.linspace(2.2, settings.model.spline.cutoff, 200)
+    r = np.linspace(2.2, settings.model.prior.cutoff, 200)
     for one, color, label in zip(params, (BEFORE, AFTER), ("before", "after"), strict=True):
         energy = water.pair_energy(settings.model, one, r) / units.KJ_PER_MOL
         panel.plot(r, energy, color=color, label=label)

@@ -1,42 +1,67 @@
 """The problem: beads of water, the potential that is learned, and what was measured."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mosaicmd.difftre import Target, Update, first_order, gauss_newton, load_measurement
 from mosaicmd.gnn_models import (
+    DimeNetConfig,
     PairSplineConfig,
     SoftRepulsionConfig,
     ThreeBodyConfig,
+    dimenet,
     pair_spline,
+    scaled,
     soft_repulsion,
     three_body,
 )
 from mosaicmd.kernel import observables, units
-from mosaicmd.kernel.config import Config, Density, Pressure, Temperature, Time
+from mosaicmd.kernel.config import Config, Density, Energy, Pressure, Temperature, Time
+from mosaicmd.kernel.graphs import host_graph, pad_graph
 from mosaicmd.kernel.observables import Observable
-from mosaicmd.kernel.potentials import Potential, sum_potentials
+from mosaicmd.kernel.potentials import Potential, sum_potentials, total_energy
 from mosaicmd.kernel.systems import System, make_system
 
 OXYGEN = 8
 WATER_MASS = 18.01528  # u
 ADF_CUTOFF = 3.18  # Å, that of the measurement
-PRIOR, SPLINE, THREE_BODY = range(3)  # terms of the potential, in order
+SPLINE = 1  # place among the terms of the potential
+
+
+class NetworkConfig(DimeNetConfig):
+    """DimeNet++ whose numbers are energies in ``energy_unit``, eV."""
+
+    energy_unit: Energy = Field(gt=0.0)
 
 
 class ModelConfig(Config):
+    """A prior, and what is learned: a spline and a three-body term, or a network."""
+
     prior: SoftRepulsionConfig
-    spline: PairSplineConfig
-    three_body: ThreeBodyConfig
+    spline: PairSplineConfig | None = None
+    three_body: ThreeBodyConfig | None = None
+    network: NetworkConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        classical = (self.spline is not None, self.three_body is not None)
+        if any(classical) == (self.network is not None) or any(classical) != all(classical):
+            raise ValueError("needs `spline` and `three_body`, or `network`")
+        return self
 
 
 class RunConfig(Config):
-    """How to simulate; ``friction_per_ps`` is that of the Langevin thermostat."""
+    """How to simulate; ``friction_per_ps`` is that of the Langevin thermostat.
+
+    After every ``chunk_frames`` frames progress is shown and a run can be resumed.
+    """
 
     timestep_fs: Time = Field(gt=0.0)
     equilibration_ps: Time = Field(ge=0.0)
@@ -44,6 +69,7 @@ class RunConfig(Config):
     frame_ps: Time = Field(gt=0.0)
     friction_per_ps: float = Field(default=1.0, gt=0.0)
     skin: float = Field(default=0.8, ge=0.0)
+    chunk_frames: int = Field(default=100, ge=1)
 
     @property
     def every(self) -> int:
@@ -57,22 +83,27 @@ class RunConfig(Config):
 
 
 class TrainingConfig(RunConfig):
-    """``learning_rate`` (which falls tenfold over the run) and ``beta2`` are those of Adam.
+    """``learning_rate``, which falls to a share ``decay`` over the run, and betas are Adam's.
 
-    ``keep_fraction`` is the effective share of the frames that an update must leave.
+    ``keep_fraction`` is the effective share of the frames that an update must leave. Beyond
+    ``clip_bar`` deviations of the pressure count linearly, lest the first steps see nothing
+    else.
     """
 
     optimizer: Literal["gauss_newton", "adam"] = "gauss_newton"
     learning_rate: float = Field(default=2.0e-3, gt=0.0)
+    decay: float = Field(default=0.1, gt=0.0, le=1.0)
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
     keep_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     n_updates: int = Field(gt=0)
     tolerance_rdf: float = Field(gt=0.0)
     tolerance_adf: float = Field(gt=0.0)
     tolerance_bar: Pressure = Field(gt=0.0)
-    max_divergence: float = Field(gt=0.0)
-    smoothing: float = Field(ge=0.0)
-    average_last: int = Field(gt=0)
+    clip_bar: Pressure | None = Field(default=10_000.0, gt=0.0)
+    max_divergence: float = Field(default=8.0, gt=0.0)  # of Gauss-Newton steps
+    smoothing: float = Field(default=0.0, ge=0.0)  # of the spline
+    average_last: int = Field(default=1, gt=0)
 
 
 class WaterConfig(Config):
@@ -102,25 +133,27 @@ def start_system(config: WaterConfig, seed: int) -> System:
 
 
 def build_potential(config: ModelConfig) -> Potential:
-    return sum_potentials(
-        soft_repulsion(config.prior), pair_spline(config.spline), three_body(config.three_body)
-    )
+    prior = soft_repulsion(config.prior)
+    if config.network is not None:
+        network = dimenet(DimeNetConfig(**config.network.model_dump(exclude={"energy_unit"})))
+        return sum_potentials(prior, scaled(network, config.network.energy_unit))
+    assert config.spline is not None
+    assert config.three_body is not None
+    return sum_potentials(prior, pair_spline(config.spline), three_body(config.three_body))
 
 
 def pair_energy(config: ModelConfig, params: Any, distances: np.ndarray) -> np.ndarray:
-    """Prior and spline together, eV: the energy of two beads."""
-    from mosaicmd.kernel.graphs import host_graph
-    from mosaicmd.kernel.potentials import total_energy
-
-    pair = sum_potentials(soft_repulsion(config.prior), pair_spline(config.spline))
+    """Energy of two beads, eV, less that of two beads apart."""
+    pair = build_potential(config)
 
     def one(distance: float) -> float:
         positions = np.array([[0.0, 0.0, 0.0], [distance, 0.0, 0.0]])
         two = make_system(positions, OXYGEN, masses=WATER_MASS)
-        graph = host_graph(two, pair.cutoff)
-        return float(total_energy(pair.energy, params[:THREE_BODY], two, graph))
+        graph = pad_graph(host_graph(two, pair.cutoff), 2, n_atoms=2)
+        return float(energy(params, two, graph))
 
-    return np.array([one(distance) for distance in distances])
+    energy = jax.jit(functools.partial(total_energy, pair.energy))
+    return np.array([one(distance) for distance in distances]) - one(pair.cutoff + 1.0)
 
 
 def structure() -> tuple[Observable, Observable]:
@@ -142,11 +175,7 @@ def measured() -> dict[str, np.ndarray]:
 
 
 def targets(settings: WaterConfig, potential: Potential) -> list[Target]:
-    """Measured structure and pressure; tolerances say what counts as equally bad.
-
-    Deviations of the pressure beyond 10 kbar count linearly, lest the first steps see
-    nothing else.
-    """
+    """Measured structure and pressure; tolerances say what counts as equally bad."""
     (rdf, adf), curves, scale = structure(), measured(), settings.training
     pressure = observables.pressure(potential.energy, cutoff=potential.cutoff, kT=settings.kT)
     return [
@@ -156,7 +185,7 @@ def targets(settings: WaterConfig, potential: Potential) -> list[Target]:
             observable=pressure,
             value=units.BAR,
             tolerance=scale.tolerance_bar * units.BAR,
-            clip=10_000.0 / scale.tolerance_bar,
+            clip=None if scale.clip_bar is None else scale.clip_bar / scale.tolerance_bar,
         ),
     ]
 
@@ -165,12 +194,15 @@ def update_rule(run: TrainingConfig) -> Update:
     """How parameters follow from reweighted averages."""
     if run.optimizer == "gauss_newton":
         return gauss_newton(max_divergence=run.max_divergence, keep_fraction=run.keep_fraction)
-    rate = optax.exponential_decay(run.learning_rate, run.n_updates, 0.1)
-    return first_order(optax.adam(rate, b2=run.beta2), keep_fraction=run.keep_fraction)
+    rate = optax.exponential_decay(run.learning_rate, run.n_updates, run.decay)
+    adam = optax.adam(rate, b1=run.beta1, b2=run.beta2)
+    return first_order(adam, keep_fraction=run.keep_fraction)
 
 
-def smoothness(config: WaterConfig) -> Any:
+def smoothness(config: WaterConfig) -> Callable[[Any], jax.Array] | None:
     """Penalty on second differences of the spline coefficients, in kT."""
+    if config.model.spline is None:
+        return None
     scale = config.training.smoothing / config.kT
 
     def penalty(params: Any) -> jax.Array:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from mosaicmd.kernel.integrators import maxwell_boltzmann
+from mosaicmd.kernel.pytrees import to_arrays
 from mosaicmd.kernel.simulation import Simulation
 from mosaicmd.kernel.systems import System
 from mosaicmd.kernel.trajectory import StatePoint, Trajectory
@@ -48,6 +53,8 @@ def dynamics_sampler(
     n_equilibration: int,
     n_production: int,
     key: Array,
+    directory: str | os.PathLike[str] | None = None,
+    progress: bool | None = False,
 ) -> Sampler:
     """Sampler by molecular dynamics; each simulation starts where the last one ended.
 
@@ -58,6 +65,9 @@ def dynamics_sampler(
         n_equilibration: steps discarded after every change of the parameters.
         n_production: steps sampled, one frame every ``simulation.every``.
         key: typed PRNG key for momenta and noise.
+        directory: a folder of its own for the simulation under way, so that one that is
+            killed goes on where it was; ``None`` begins it anew.
+        progress: show that of each simulation on stderr; ``None``: of long ones.
 
     Raises:
         ValueError: if a number of steps is no multiple of ``simulation.every``.
@@ -77,9 +87,17 @@ def dynamics_sampler(
         key_now, key_next = jax.random.split(jax.random.wrap_key_data(state.key))
         start = system._replace(positions=state.positions, cell=state.cell)
         run = simulation.start(key_now, params, start, momenta=state.momenta)
+        first = second = None
+        if directory is not None:
+            folder = _folder(Path(directory), params, state)
+            first, second = folder / "equilibration", folder / "production"
         if n_equilibration:
-            run, _ = simulation.run(params, run, n_equilibration, progress=False)
-        run, trajectory = simulation.run(params, run, n_production, progress=False)
+            run, _ = simulation.run(
+                params, run, n_equilibration, progress=progress, directory=first
+            )
+        run, trajectory = simulation.run(
+            params, run, n_production, progress=progress, directory=second
+        )
         end = run.md
         state = DynamicsState(
             end.system.positions, end.system.cell, end.momenta, jax.random.key_data(key_next)
@@ -87,3 +105,15 @@ def dynamics_sampler(
         return state, trajectory._replace(state_point=state_point)
 
     return Sampler(init, sample, system, state_point, n_production // simulation.every)
+
+
+def _folder(directory: Path, params: Params, state: DynamicsState) -> Path:
+    """The folder of a simulation, after what it starts from; those of others are removed."""
+    digest = hashlib.sha256()
+    for name, array in to_arrays((params, state)).items():
+        digest.update(name.encode() + array.tobytes())
+    folder = directory / f"simulation-{digest.hexdigest()[:16]}"
+    for other in directory.glob("simulation-*"):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
