@@ -6,13 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from qeq_systems import graph_for, random_ions
 from scipy.special import erf
 
+from mosaicmd.kernel.cli.label_report import compare_labels
 from mosaicmd.kernel.config import ConfigError
+from mosaicmd.kernel.data import Labels
+from mosaicmd.kernel.deploy import ase_calculator
+from mosaicmd.kernel.examples import make_examples
 from mosaicmd.kernel.graphs import host_graph, pad_graph
-from mosaicmd.kernel.potentials import build_potential, evaluate
-from mosaicmd.kernel.systems import make_system, pad_system
+from mosaicmd.kernel.model_files import load_model, save_model
+from mosaicmd.kernel.potentials import build_potential, evaluate, sum_potentials
+from mosaicmd.kernel.reference_energies import atomic_energies
+from mosaicmd.kernel.systems import from_ase, make_system, pad_system
 from mosaicmd.kernel.testing import check_forces, check_stress
 from mosaicmd.kernel.units import COULOMB_CONSTANT
 from mosaicmd.qeq_longrange import (
@@ -220,3 +227,22 @@ def test_bad_settings_are_refused(change, message):
 def test_shapes_must_fit():
     with pytest.raises(ValueError, match=r"`hardness_matrix` must have shape \(3, 3\)"):
         equilibrate_charges(jnp.eye(2), jnp.zeros(3), 0.0, jnp.ones(3, bool))
+
+
+def test_a_model_file_gives_its_charges_to_calculator_and_evaluation(tmp_path):
+    """Two atoms with a net charge of 1 e, by the closed form; in a sum with another term."""
+    distance, total = 1.4, 1.0
+    potential = sum_potentials(model().potential, atomic_energies({1: -1.0, 8: -2.0}))
+    save_model(tmp_path / "model", potential, potential.init(jax.random.key(0)))
+    atoms = Atoms("HO", [[0.0, 0.0, 0.0], [0.0, 0.0, distance]], info={"total_charge": total})
+    atoms.calc = ase_calculator(tmp_path / "model")
+    between = interaction(distance, 0.5, 0.7)
+    on_oxygen = (4.5 - 8.7 + (HYDROGEN - between) * total) / (HYDROGEN + OXYGEN - 2.0 * between)
+    wanted = [total - on_oxygen, on_oxygen]
+    np.testing.assert_allclose(atoms.get_charges(), wanted, rtol=1e-10)
+    labels = Labels(energy=0.0, charges=np.array([0.6, 0.4]))
+    found, params = load_model(tmp_path / "model")
+    examples = make_examples([(from_ase(atoms), labels)], found.cutoff)
+    pairs = compare_labels(found, params, examples, separate=True)["charges"]
+    np.testing.assert_allclose(pairs.predicted, wanted, rtol=1e-10)
+    np.testing.assert_array_equal(pairs.label, [0.6, 0.4])

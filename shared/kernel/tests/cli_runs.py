@@ -1,13 +1,17 @@
 """Files, settings and a stand-in architecture for tests of the command line."""
 
+import dataclasses
 import json
 from importlib.metadata import EntryPoint, EntryPoints
 
 import ase.io
+import jax.numpy as jnp
 import matching_data
+import numpy as np
 import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from mosaicmd.kernel.graphs import edge_vectors, host_graph, sum_edges
 from mosaicmd.kernel.systems import to_ase
 
 SETTINGS = {
@@ -29,6 +33,25 @@ def build_pair(config):
     return matching_data.PAIR
 
 
+def charges(params, system, graph):
+    """Proportional to the number of neighbors, less 20."""
+    squared = jnp.sum(edge_vectors(system, graph) ** 2, axis=1)
+    near = (squared < matching_data.CUTOFF**2).astype(squared.dtype)
+    count = sum_edges(near, graph, system.n_atoms)
+    return params["per_neighbor"].astype(count.dtype) * (count - 20.0) * system.mask
+
+
+def build_charged(config):
+    """The pair potential, with charges of one more parameter."""
+    return dataclasses.replace(
+        matching_data.PAIR,
+        architecture="charged",
+        config=config,
+        init=lambda key: matching_data.params_of(matching_data.START | {"per_neighbor": 0.0}),
+        charges=charges,
+    )
+
+
 def entry_points(*more):
     """In place of `importlib.metadata.entry_points`, with the pair potential and more."""
     pair = EntryPoint("pair", "cli_runs:build_pair", "mosaicmd.potentials")
@@ -38,12 +61,16 @@ def entry_points(*more):
     products = EntryPoint(
         "bfloat16_products", "mosaicmd.kernel.precision:build", "mosaicmd.potentials"
     )
-    every = EntryPoints([pair, energies, products, *more])
+    charged = EntryPoint("charged", "cli_runs:build_charged", "mosaicmd.potentials")
+    every = EntryPoints([pair, charged, energies, products, *more])
     return lambda **selection: every.select(**selection)
 
 
-def write_data(path, n=12, sign=1.0, **columns):
-    """Structures whose total energies hold -1.5 eV per H and -2.5 eV per O."""
+def write_data(path, n=12, sign=1.0, per_neighbor=None, **columns):
+    """Structures whose total energies hold -1.5 eV per H and -2.5 eV per O.
+
+    With ``per_neighbor`` they have charges.
+    """
     frames = []
     for system, labels in matching_data.labelled(n):
         atoms = to_ase(system)
@@ -55,6 +82,10 @@ def write_data(path, n=12, sign=1.0, **columns):
             forces=labels.forces,
             stress=sign * labels.stress,
         )
+        if per_neighbor is not None:
+            graph = host_graph(system, matching_data.CUTOFF)
+            true = charges({"per_neighbor": jnp.asarray(per_neighbor)}, system, graph)
+            atoms.calc.results["charges"] = np.asarray(true)
         frames.append(atoms)
     ase.io.write(path, frames, format="extxyz")
     return path

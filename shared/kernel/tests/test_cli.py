@@ -262,6 +262,39 @@ def test_dynamics_takes_durations_and_repeats(crystal, tmp_path):
     assert "'3 bar' is a pressure" in output
 
 
+def test_charges_are_learned_evaluated_and_given_by_the_calculator(monkeypatch, tmp_path):
+    """True are 0.01 e per neighbor; Adam starts with five steps of almost 0.002."""
+    monkeypatch.setattr(potentials, "entry_points", entry_points())
+    data = write_data(tmp_path / "all.extxyz", 1, per_neighbor=0.01)
+    changes = {
+        "data": {"train": "all.extxyz", "validation": 0.0},
+        "potential": {"architecture": "charged"},
+        "loss": {"energy": 0, "forces": 0, "stress": 0, "charges": 1.0},
+        "optimizer": {"learning_rate": 0.002},
+        "average_decay": 0.0,
+        "steps": 5,
+    }
+    model, evaluated = tmp_path / "run" / "model", tmp_path / "evaluated"
+    run("train", write_settings(tmp_path, **changes), "--out", tmp_path / "run", "--quiet")
+    (_, params) = load_model(model)
+    assert params[0]["per_neighbor"] == pytest.approx(0.01, abs=0.002)
+    assert "charges" in run("evaluate", model, data, "--out", evaluated)
+    assert "Parity of charges" in (evaluated / "report.html").read_text()
+    error = results(evaluated)["metrics"]["all_mae_charges"]
+    atoms = ase.io.read(data)
+    labels = atoms.get_charges()
+    atoms.calc = ase_calculator(model)
+    assert error["unit"] == "me"
+    assert error["value"] == pytest.approx(
+        1e3 * np.mean(np.abs(atoms.get_charges() - labels)), rel=1e-4
+    )
+    assert error["value"] < 0.2 * 1e3 * np.mean(np.abs(labels))
+
+    changes["potential"] = {"architecture": "pair"}
+    output = run("train", write_settings(tmp_path, **changes), "--out", tmp_path / "no", code=1)
+    assert "loss.charges: the potential 'pair' predicts no charges" in output
+
+
 def test_export_writes_a_program_equal_to_the_model(crystal, tmp_path):
     path = tmp_path / "crystal.mosaicmd"
     run("export", crystal / "model", "--out", path, "--dtype", "float64")

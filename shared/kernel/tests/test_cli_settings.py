@@ -35,7 +35,6 @@ PARAMS = {
         ({"potential": None}, "give either `potential` or `init_from`"),
         ({"potential": []}, "needs at least one term"),
         ({"reference_energies": "keep"}, "can be kept only with `init_from`"),
-        ({"loss": {"charges": 1.0}}, "`charges` can only be left out here"),
         ({"data": {"train": "a", "validation": 0.6, "test": 0.5}}, "leave something to train on"),
         ({"data": {"train": "a", "validation": 0}, "patience": 3}, "`patience` needs structures"),
     ],

@@ -1,5 +1,7 @@
 """Energy, forces and stress from one call, sums of terms, and rebuilding from a record."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from mosaicmd.kernel.potentials import (
     sum_potentials,
     total_energy,
 )
-from mosaicmd.kernel.systems import from_ase
+from mosaicmd.kernel.systems import from_ase, make_system
 
 CUTOFF, SIGMA, EPSILON = 6.0, 3.4, 0.0103
 
@@ -137,3 +139,25 @@ def test_total_energy_accumulates_in_double_precision():
     total = total_energy(third, None, None, None)  # type: ignore[arg-type]
     assert total.dtype == jnp.float64
     np.testing.assert_allclose(total, 1e6 * np.float64(np.float32(-1.0 / 3.0)), rtol=1e-14)
+
+
+def test_a_sum_predicts_the_charges_of_the_term_that_does():
+    def charges(params, system, graph):
+        del graph
+        return params["per_atom"] * system.mask
+
+    plain = Potential(
+        architecture="plain",
+        config={},
+        init=lambda key: {},
+        energy=lambda params, system, graph: jnp.zeros(system.n_atoms),
+        cutoff=1.0,
+    )
+    charged = dataclasses.replace(plain, charges=charges)
+    assert sum_potentials(plain, plain).charges is None
+    total = sum_potentials(plain, charged)
+    system = make_system(np.zeros((2, 3)), 1, cell=5.0)
+    found = total.charges(({}, {"per_atom": 0.25}), system, host_graph(system, 1.0))
+    np.testing.assert_array_equal(found, [0.25, 0.25])
+    with pytest.raises(ValueError, match=r"terms \[0, 2\] all predict charges"):
+        sum_potentials(charged, plain, charged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -54,12 +55,11 @@ def scaled(potential: Potential, scale: float | Mapping[int, float]) -> Potentia
         "config": dict(potential.config),
         "scale": record,
     }
-    return Potential(
+    return dataclasses.replace(
+        potential,
         architecture="scaled",
         config=config,
-        init=potential.init,
         energy=energy,
-        cutoff=potential.cutoff,
         species=tuple(table) if by_species and potential.species is None else potential.species,
     )
 

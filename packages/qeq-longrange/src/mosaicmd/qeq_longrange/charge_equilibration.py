@@ -167,6 +167,7 @@ def charge_equilibration(config: ChargeEquilibrationConfig) -> ChargeEquilibrati
         energy=energy,
         cutoff=NO_EDGES if plan.cutoff is None else plan.cutoff,
         species=species,
+        charges=lambda params, system, graph: equilibrium(params, system, graph).charges,
     )
     return ChargeEquilibration(potential, equilibrium)
 

@@ -13,7 +13,6 @@ import optax
 from mosaicmd.kernel.batches import Batches
 from mosaicmd.kernel.data_parallel import replicate, sum_over_devices
 from mosaicmd.kernel.label_errors import (
-    ChargesFn,
     MatchingLoss,
     Sums,
     error_metrics,
@@ -21,7 +20,7 @@ from mosaicmd.kernel.label_errors import (
     sum_errors,
     weighted_loss,
 )
-from mosaicmd.kernel.potentials import EnergyFn
+from mosaicmd.kernel.potentials import ChargesFn, EnergyFn
 from mosaicmd.kernel.slots import Batch
 from mosaicmd.kernel.training import Algorithm
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,13 +14,11 @@ import optax
 from mosaicmd.kernel import units
 from mosaicmd.kernel.examples import LABELS
 from mosaicmd.kernel.graphs import Graph
-from mosaicmd.kernel.potentials import EnergyFn, Params
+from mosaicmd.kernel.potentials import ChargesFn, EnergyFn, Params
 from mosaicmd.kernel.slots import Batch
 from mosaicmd.kernel.systems import System
 
 Array = jax.Array
-ChargesFn = Callable[[Params, System, Graph], Array]
-"""``(params, system, graph) -> [n_atoms]``: charges, e."""
 
 _REPORTED = {  # unit of an error in a metric, and its size
     "energy": ("mev_per_atom", 1.0e-3),

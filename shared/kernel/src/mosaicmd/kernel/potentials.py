@@ -19,13 +19,16 @@ Array = jax.Array
 Params = Any
 EnergyFn = Callable[[Params, System, Graph], Array]
 """``(params, system, graph) -> [n_atoms]``: per-atom energies, eV, zero for masked atoms."""
+ChargesFn = Callable[[Params, System, Graph], Array]
+"""``(params, system, graph) -> [n_atoms]``: charges, e, zero for masked atoms."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Potential:
     """An energy function and what a model file needs to rebuild it.
 
-    ``species`` lists the labels that the potential knows; ``None`` means any.
+    ``species`` lists the labels that the potential knows; ``None`` means any. ``charges``
+    predicts charges, for potentials that do; calculators and evaluations report them.
     """
 
     architecture: str
@@ -34,6 +37,7 @@ class Potential:
     energy: EnergyFn
     cutoff: float
     species: tuple[int, ...] | None = None
+    charges: ChargesFn | None = None
 
     def check(self, system: System) -> None:
         """Raise a ``ValueError`` naming the species that this potential does not know."""
@@ -99,8 +103,11 @@ def evaluate(
 def sum_potentials(*terms: Potential) -> Potential:
     """The sum of several terms; its parameters are a tuple with those of each term.
 
+    Its charges are those of the term that predicts them.
+
     Raises:
-        ValueError: if no term is given or no species is common to all of them.
+        ValueError: if no term is given, no species is common to all of them, or more than
+            one predicts charges.
     """
     if not terms:
         raise ValueError("`sum_potentials` needs at least one term")
@@ -117,6 +124,18 @@ def sum_potentials(*terms: Potential) -> Potential:
         parts = [t.energy(p, system, graph) for t, p in zip(terms, params, strict=True)]
         return sum(parts[1:], start=parts[0])
 
+    charged = [index for index, term in enumerate(terms) if term.charges is not None]
+    if len(charged) > 1:
+        raise ValueError(
+            f"terms {charged} all predict charges, so those of the sum are not defined; keep them "
+            "in one, by `dataclasses.replace(term, charges=None)` of the others"
+        )
+
+    def charges(params: Params, system: System, graph: Graph) -> Array:
+        (index,) = charged
+        predict: Any = terms[index].charges
+        return predict(params[index], system, graph)
+
     config = {
         "terms": [
             {"architecture": term.architecture, "config": dict(term.config)} for term in terms
@@ -129,6 +148,7 @@ def sum_potentials(*terms: Potential) -> Potential:
         energy=energy,
         cutoff=max(term.cutoff for term in terms),
         species=species,
+        charges=charges if charged else None,
     )
 
 

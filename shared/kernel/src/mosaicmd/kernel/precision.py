@@ -16,7 +16,13 @@ from typing import Any, Literal
 import jax
 
 from mosaicmd.kernel.graphs import Graph
-from mosaicmd.kernel.potentials import Params, Potential, build_potential
+from mosaicmd.kernel.potentials import (
+    ChargesFn,
+    EnergyFn,
+    Params,
+    Potential,
+    build_potential,
+)
 from mosaicmd.kernel.systems import System
 
 Array = jax.Array
@@ -54,16 +60,20 @@ def bfloat16_products(potential: Potential) -> Potential:
     Derivatives round the factors of their products as well.
     """
 
-    def energy(params: Params, system: System, graph: Graph) -> Array:
-        on_cpu = jax.default_backend() == "cpu"
-        with jax.default_matmul_precision(None if on_cpu else "BF16_BF16_F32"):
-            return potential.energy(params, system, graph)
+    def rounded(function: EnergyFn | ChargesFn) -> EnergyFn:
+        def call(params: Params, system: System, graph: Graph) -> Array:
+            on_cpu = jax.default_backend() == "cpu"
+            with jax.default_matmul_precision(None if on_cpu else "BF16_BF16_F32"):
+                return function(params, system, graph)
+
+        return call
 
     return dataclasses.replace(
         potential,
         architecture=_BFLOAT16,
         config={"architecture": potential.architecture, "config": dict(potential.config)},
-        energy=energy,
+        energy=rounded(potential.energy),
+        charges=None if potential.charges is None else rounded(potential.charges),
     )
 
 

@@ -16,11 +16,12 @@ from mosaicmd.kernel.label_errors import predict
 from mosaicmd.kernel.potentials import Params, Potential
 from mosaicmd.kernel.report import Metric, Section, write_report, write_results
 
-LABELS = ("energy", "forces", "stress")
+LABELS = ("energy", "forces", "stress", "charges")
 _UNITS = {  # of errors, and of the axes of plots: name, and what one of it is
     "energy": (("meV/atom", 1e-3), ("eV/atom", 1.0)),
     "forces": (("meV/Å", 1e-3), ("eV/Å", 1.0)),
     "stress": (("GPa", units.GPA), ("GPa", units.GPA)),
+    "charges": (("me", 1e-3), ("e", 1.0)),
 }
 _MOST_POINTS = 4000  # in a plot, per split or curve
 
@@ -42,14 +43,19 @@ def compare_labels(
 ) -> dict[str, Pairs]:
     """Predictions beside labels, by label; the order of structures is not kept.
 
+    Charges are compared if the potential predicts them.
+
     Raises:
         ValueError: if there is nothing to compare with.
     """
-    labels = [label for label in labels_present(examples) if label in LABELS]
+    known = LABELS if potential.charges is not None else LABELS[:-1]
+    labels = [label for label in labels_present(examples) if label in known]
     if not labels:
-        raise ValueError(f"no structure has any of the labels {list(LABELS)} to compare with")
+        raise ValueError(f"no structure has any of the labels {list(known)} to compare with")
     batches = Batches(examples, batch_size, shuffle=False, separate=separate)
-    program = jax.jit(lambda params, slot: predict(potential.energy, params, slot, labels))
+    program = jax.jit(
+        lambda params, slot: predict(potential.energy, params, slot, labels, potential.charges)
+    )
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in labels}
     for batch in batches.epoch():
         for index in range(batch.owner.shape[0]):

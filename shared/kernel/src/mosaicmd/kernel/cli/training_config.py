@@ -118,22 +118,14 @@ Weight = Annotated[
 class LossConfig(Config):
     """Weights of energies (per atom, eV), forces (eV/Å), stresses (eV/Å³) and charges (e).
 
-    Labels that the data have need a weight, which is 0 if they are left out on purpose.
+    Labels that the data have need a weight, which is 0 if they are left out on purpose. Charges
+    can be learned by potentials that predict them.
     """
 
     energy: Weight = None
     forces: Weight = None
     stress: Weight = None
     charges: Weight = None
-
-    @model_validator(mode="after")
-    def _check(self) -> LossConfig:
-        if self.charges is not None and self.charges.weight > 0.0:
-            raise ValueError(
-                "`charges` can only be left out here, by weight 0; to learn them call "
-                "`mosaicmd.kernel.force_matching` with a `charges_fn`"
-            )
-        return self
 
 
 class ScheduleConfig(Config):

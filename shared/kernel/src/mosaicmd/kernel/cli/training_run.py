@@ -65,6 +65,11 @@ def run_training(config: TrainingConfig, out: Path, *, quiet: bool = False) -> d
         for name, data in splits.items()
     }
     loss = matching_loss(config.loss, examples)
+    if "charges" in loss.labels and model.potential.charges is None:
+        raise ConfigError(
+            f"loss.charges: the potential {model.potential.architecture!r} predicts no charges; "
+            "set the weight to 0, or take one that does"
+        )
     if config.check_stress and not (out / "checkpoints").exists():
         require_right_stress(examples["train"], config.seed)
     learned = _fit(config, model, loss, examples, out, quiet)
@@ -227,6 +232,7 @@ def _fit(
             max_gradient_norm=config.max_gradient_norm,
             freeze=config.freeze,
         ),
+        charges_fn=model.potential.charges,
         average_decay=config.average_decay,
         validation=validation,
         validate_every=min(config.validate_every or batches.steps_per_epoch, n_steps),

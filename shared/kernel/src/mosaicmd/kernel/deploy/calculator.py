@@ -26,10 +26,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mosaicmd.kernel.graphs import Graph
-from mosaicmd.kernel.label_errors import ChargesFn
 from mosaicmd.kernel.model_files import load_model
 from mosaicmd.kernel.neighbors import NeighborList, Neighbors, grow, neighbor_list
-from mosaicmd.kernel.potentials import EnergyFn, Params, Potential
+from mosaicmd.kernel.potentials import ChargesFn, EnergyFn, Params, Potential
 from mosaicmd.kernel.precision import weights_type
 from mosaicmd.kernel.systems import System, from_ase, strained, volume
 
@@ -48,8 +47,9 @@ def ase_calculator(
     """The model as an ``ase.calculators.calculator.Calculator``.
 
     Results are ``energy``, ``free_energy`` (the same), ``energies`` (per atom), ``forces``,
-    ``stress`` (where the cell has three vectors and a periodic direction) and, if a function
-    for them is given, ``charges``; in eV, Å and e, with the conventions of ASE.
+    ``stress`` (where the cell has three vectors and a periodic direction) and, if the model
+    predicts them or a function for them is given, ``charges``; in eV, Å and e, with the
+    conventions of ASE.
 
     Nothing is compiled per step: one program is made per number of atoms, and one more when
     a list outgrows its room, which then stays. Calculators of the same `Potential` object
@@ -62,7 +62,8 @@ def ase_calculator(
             JAX's otherwise. Phonons by finite differences and tight relaxations want
             float64.
         skin: by how much neighbor lists reach beyond the cutoff, Å.
-        charges: ``(params, system, graph) -> [n_atoms]``, e.
+        charges: ``(params, system, graph) -> [n_atoms]``, e; by default that of the
+            potential, if it has one.
 
     Raises:
         ModelFileError: for a directory that is no model.
@@ -102,9 +103,9 @@ class PotentialCalculator(Calculator):
             dtype = weights_type(params) if dtype is None else dtype
         self.dtype = _checked_dtype(dtype)
         self.params = jax.tree.map(functools.partial(_cast, dtype=self.dtype), params)
-        self.skin, self.charges_fn = float(skin), charges
+        self.skin, self.charges_fn = float(skin), charges or self.potential.charges
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
-        if charges is not None:
+        if self.charges_fn is not None:
             self.implemented_properties.append("charges")
         self.n_list_builds = 0
         self._system: System | None = None
