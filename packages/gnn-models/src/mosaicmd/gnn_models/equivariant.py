@@ -123,13 +123,14 @@ def in_blocks(graph: Graph, n_atoms: int) -> tuple[Graph, Array | None]:
     n_blocks = n_edges // _BLOCK + n_atoms
     n_slots = n_blocks * _BLOCK
     edges = jnp.arange(n_edges, dtype=jnp.int32)
-    first = jnp.searchsorted(graph.receivers, jnp.arange(n_atoms + 1, dtype=jnp.int32))
-    first = first.astype(jnp.int32)
-    end = jnp.cumsum((first[1:] - first[:-1] + _BLOCK - 1) // _BLOCK, dtype=jnp.int32)
+    # counts, for jnp.searchsorted knows no symbolic sizes, which models have in export
+    count = jnp.zeros(n_atoms, jnp.int32).at[graph.receivers].add(1, indices_are_sorted=True)
+    end = jnp.cumsum((count + _BLOCK - 1) // _BLOCK, dtype=jnp.int32)
     start = jnp.pad(end[:-1], (1, 0))
-    slot = (start * _BLOCK - first[:-1])[graph.receivers] + edges
-    owner = jnp.searchsorted(end, jnp.arange(n_blocks, dtype=jnp.int32), side="right")
-    owner = jnp.minimum(owner, n_atoms - 1).astype(jnp.int32)
+    first = jnp.cumsum(count, dtype=jnp.int32) - count
+    slot = (start * _BLOCK - first)[graph.receivers] + edges
+    owner = jnp.cumsum(jnp.zeros(n_blocks, jnp.int32).at[end].add(1), dtype=jnp.int32)
+    owner = jnp.minimum(owner, n_atoms - 1)
     own = jnp.arange(n_slots, dtype=jnp.int32)
     receivers = jnp.repeat(owner, _BLOCK)
 
