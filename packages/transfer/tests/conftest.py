@@ -1,6 +1,14 @@
 """Test settings: 64-bit numbers, and no silent broadcasting between ranks."""
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drop compiled programs after each module: a process may map only so many pieces of memory."""
+    yield
+    jax.clear_caches()

@@ -2,6 +2,51 @@
 
 from importlib.metadata import version
 
+from mosaicmd.transfer.learning_curves import (
+    Curve,
+    Ratios,
+    Trial,
+    learning_curve,
+    nested_subsets,
+    plan_trials,
+    relative_errors,
+)
+from mosaicmd.transfer.rescaled import rescaled
+from mosaicmd.transfer.scales import (
+    Scales,
+    ScalesFit,
+    covalent_length_ratio,
+    fit_scales,
+    lattice_length_ratio,
+)
+from mosaicmd.transfer.strategies import (
+    Strategy,
+    copy_except,
+    optimizer_of,
+    pull_towards,
+    start,
+)
+
 __version__ = version("mosaicmd-transfer")
 
-__all__ = ["__version__"]
+__all__ = [
+    "Curve",
+    "Ratios",
+    "Scales",
+    "ScalesFit",
+    "Strategy",
+    "Trial",
+    "__version__",
+    "copy_except",
+    "covalent_length_ratio",
+    "fit_scales",
+    "lattice_length_ratio",
+    "learning_curve",
+    "nested_subsets",
+    "optimizer_of",
+    "plan_trials",
+    "pull_towards",
+    "relative_errors",
+    "rescaled",
+    "start",
+]
