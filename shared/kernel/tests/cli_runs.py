@@ -61,8 +61,9 @@ def entry_points(*more):
     products = EntryPoint(
         "bfloat16_products", "mosaicmd.kernel.precision:build", "mosaicmd.potentials"
     )
+    d3bj = EntryPoint("d3bj", "mosaicmd.kernel.dispersion:build", "mosaicmd.potentials")
     charged = EntryPoint("charged", "cli_runs:build_charged", "mosaicmd.potentials")
-    every = EntryPoints([pair, charged, energies, products, *more])
+    every = EntryPoints([pair, charged, energies, products, d3bj, *more])
     return lambda **selection: every.select(**selection)
 
 

@@ -107,6 +107,7 @@ def evaluate(
     from mosaicmd.kernel.cli.training_config import DataFile
     from mosaicmd.kernel.cli.training_run import without_reference
     from mosaicmd.kernel.config import load_config
+    from mosaicmd.kernel.dispersion import subtract_dispersion
     from mosaicmd.kernel.examples import make_examples
     from mosaicmd.kernel.model_files import load_model
     from mosaicmd.kernel.precision import weights_type
@@ -121,9 +122,11 @@ def evaluate(
     }
     found = read_labelled(load_config(DataFile, settings))
     loaded = load_model(model, dtype=None if dtype is None else _dtype(dtype))
-    potential, params, energies = without_reference(*loaded)
+    potential, params, energies, correction = without_reference(*loaded)
     for system, _ in found:
         potential.check(system)
+    if correction is not None:
+        found = subtract_dispersion(found, correction)
     kind = dtype or weights_type(params) or "float32"
     examples = make_examples(found, potential.cutoff, reference_energies=energies, dtype=kind)
     splits = {

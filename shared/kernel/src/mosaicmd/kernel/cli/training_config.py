@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mosaicmd.kernel.config import Config, load_config
+from mosaicmd.kernel.dispersion import DispersionConfig
 from mosaicmd.kernel.precision import Precision
 
 C = TypeVar("C", bound=Config)
@@ -154,8 +155,10 @@ class TrainingConfig(Config):
     With ``init_from``, a model directory, its potential is trained further. ``freeze`` keeps
     parameters whose path matches a pattern, such as ``"embedding"`` or ``"layers/0/*"``.
     ``reference_energies`` are fitted (``fit``), those of the model (``keep``), none, or
-    given, eV by symbol or label; they become part of the model. ``precision`` is that of
-    training and of the model, see :mod:`mosaicmd.kernel.precision`.
+    given, eV by symbol or label; they become part of the model. So does ``dispersion``, which
+    labels are taken to contain and which the potential does not learn; with ``init_from``
+    that of the model is kept. ``precision`` is that of training and of the model, see
+    :mod:`mosaicmd.kernel.precision`.
     """
 
     data: DataConfig
@@ -163,6 +166,7 @@ class TrainingConfig(Config):
     init_from: Path | None = None
     freeze: tuple[str, ...] = ()
     reference_energies: Literal["fit", "keep", "none"] | dict[str, float] = "fit"
+    dispersion: DispersionConfig | None = None
     loss: LossConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     max_gradient_norm: float | None = Field(default=None, gt=0.0)

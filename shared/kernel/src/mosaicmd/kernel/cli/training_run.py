@@ -15,6 +15,12 @@ from mosaicmd.kernel.cli.labelled_files import Data, read_splits, require_right_
 from mosaicmd.kernel.cli.optimizers import build_optimizer, frozen_leaves
 from mosaicmd.kernel.cli.training_config import LossConfig, TrainingConfig
 from mosaicmd.kernel.config import ConfigError, suggest
+from mosaicmd.kernel.dispersion import (
+    D3BJ,
+    DispersionConfig,
+    dispersion,
+    subtract_dispersion,
+)
 from mosaicmd.kernel.early_stopping import stop_when_stale, watch
 from mosaicmd.kernel.examples import Example, labels_present, make_examples
 from mosaicmd.kernel.force_matching import force_matching
@@ -32,11 +38,12 @@ REFERENCE = "atomic_energies"
 
 
 class Model(NamedTuple):
-    """A potential without its reference energies, and these."""
+    """A potential without what is subtracted from labels, and this."""
 
     potential: Potential
     params: Params
     reference_energies: dict[int, float] | None  # eV by species
+    dispersion: DispersionConfig | None = None
 
 
 def run_training(config: TrainingConfig, out: Path, *, quiet: bool = False) -> dict[str, Metric]:
@@ -54,6 +61,8 @@ def run_training(config: TrainingConfig, out: Path, *, quiet: bool = False) -> d
     """
     claim(out, config, {str(f.path): f.path for fs in config.data.files().values() for f in fs})
     splits = read_splits(config.data, config.seed)
+    if (correction := starting_model(config, None).dispersion) is not None:
+        splits = {name: subtract_dispersion(part, correction) for name, part in splits.items()}
     model = starting_model(config, splits["train"])
     for data in splits.values():
         for system, _ in data:
@@ -91,7 +100,8 @@ def run_training(config: TrainingConfig, out: Path, *, quiet: bool = False) -> d
         )
         for name, part in examples.items()
     }
-    text = "Energies are per atom" + (", less reference energies." if energies else ".")
+    less = ["reference energies"] * bool(energies) + ["dispersion"] * bool(correction)
+    text = "Energies are per atom" + (f", less {' and '.join(less)}." if less else ".")
     return write_label_report(
         out,
         f"Training of {out.name}",
@@ -114,8 +124,10 @@ def starting_model(config: TrainingConfig, data: Data | None) -> Model:
         ConfigError: for a potential that cannot be built.
     """
     kept: dict[int, float] | None = None
+    correction = config.dispersion
     if config.init_from is not None:
-        potential, params, kept = without_reference(*load_model(config.init_from))
+        potential, params, kept, found = without_reference(*load_model(config.init_from))
+        correction = found if correction is None else correction
     else:
         potential = _potential(config)
         params = potential.init(jax.random.key(config.seed))
@@ -137,43 +149,52 @@ def starting_model(config: TrainingConfig, data: Data | None) -> Model:
             energies = fit_reference_energies(data)[0] if data and has_energies else None
         case given:
             energies = {species_label(symbol): energy for symbol, energy in given.items()}
-    return Model(potential, params, energies)
+    if correction is not None:
+        dispersion(correction)  # is known
+    return Model(potential, params, energies, correction)
 
 
 def without_reference(potential: Potential, params: Params) -> Model:
-    """A model taken apart: reference energies are subtracted from labels, not computed."""
+    """A model taken apart: reference energies and dispersion are subtracted from labels."""
     if potential.architecture != "sum":
         return Model(potential, params, None)
     terms = potential.config["terms"]
     energies: dict[int, float] = {}
+    correction = None
     kept = []
     for term, own in zip(terms, params, strict=True):
         if term["architecture"] == REFERENCE:
             for label, energy in term["config"]["energies"].items():
                 energies[int(label)] = energies.get(int(label), 0.0) + energy
+        elif term["architecture"] == D3BJ:
+            correction = DispersionConfig(**term["config"])
         else:
             kept.append((build_potential(term["architecture"], term["config"]), own))
-    if not energies or not kept:
+    if not kept or len(kept) == len(terms):
         return Model(potential, params, None)
     if len(kept) == 1:
         potential, params = kept[0]
-        return Model(potential, params, energies)
-    return Model(sum_potentials(*(t for t, _ in kept)), tuple(own for _, own in kept), energies)
+    else:
+        potential = sum_potentials(*(term for term, _ in kept))
+        params = tuple(own for _, own in kept)
+    return Model(potential, params, energies or None, correction)
 
 
 def with_reference(model: Model) -> Model:
     """The opposite of :func:`without_reference`: energies as labels have them."""
-    if not model.reference_energies:
+    rest = [] if model.dispersion is None else [dispersion(model.dispersion)]
+    if model.reference_energies:
+        rest.append(atomic_energies(model.reference_energies))
+    if not rest:
         return model
-    reference = atomic_energies(model.reference_energies)
     parts, params = [model.potential], [model.params]
     if model.potential.architecture == "sum":  # one flat sum, so that it comes apart again
         parts = [
             build_potential(t["architecture"], t["config"]) for t in model.potential.config["terms"]
         ]
         params = list(model.params)
-    total = sum_potentials(*parts, reference)
-    return Model(total, (*params, reference.init(jax.random.key(0))), None)
+    total = sum_potentials(*parts, *rest)
+    return Model(total, (*params, *(term.init(jax.random.key(0)) for term in rest)), None)
 
 
 def matching_loss(config: LossConfig, examples: Mapping[str, Sequence[Example]]) -> MatchingLoss:
@@ -262,10 +283,10 @@ def _fit(
 def _potential(config: TrainingConfig) -> Potential:
     terms = []
     for term in config.potential or ():
-        if term.architecture in (REFERENCE, "sum"):
+        if term.architecture in (REFERENCE, D3BJ, "sum"):
             raise ConfigError(
                 f"potential: {term.architecture!r} is not given here: list several terms for a "
-                "sum, and set `reference_energies`"
+                "sum, and set `reference_energies` and `dispersion`"
             )
         try:
             terms.append(build_potential(term.architecture, term.config))
