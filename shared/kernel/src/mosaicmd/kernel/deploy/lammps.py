@@ -125,7 +125,13 @@ def _wheel() -> tuple[Path, int]:
 def _python() -> dict[str, str]:
     """What the plugin must know of this Python to run it where LAMMPS is a program."""
     get = sysconfig.get_config_var
-    library = Path(get("LIBDIR") or "", get("INSTSONAME") or get("LDLIBRARY") or "")
+    names = (get("INSTSONAME"), get("LDLIBRARY"), f"libpython{get('VERSION')}.so")
+    libraries = [
+        path
+        for folder in (get("LIBDIR"), Path(sys.base_prefix, "lib"))
+        for name in names
+        if folder and name and not name.endswith(".a") and (path := Path(folder, name)).is_file()
+    ]
     folders = [
         *site.getsitepackages(),
         *([site.getusersitepackages()] * bool(site.ENABLE_USER_SITE)),
@@ -134,7 +140,7 @@ def _python() -> dict[str, str]:
     if sys.base_exec_prefix != home:
         home += f":{sys.base_exec_prefix}"
     return {
-        "LIBPYTHON": str(library) if get("Py_ENABLE_SHARED") and library.is_file() else "",
+        "LIBPYTHON": str(libraries[0]) if libraries else "",
         "PYTHONHOME": home,
         "SCRIPT": repr(_SCRIPT.format(folders=folders)),
     }
