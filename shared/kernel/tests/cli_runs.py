@@ -10,7 +10,9 @@ import matching_data
 import numpy as np
 import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
+from typer.testing import CliRunner
 
+from mosaicmd.kernel.cli.commands import build_app
 from mosaicmd.kernel.graphs import edge_vectors, host_graph, sum_edges
 from mosaicmd.kernel.systems import to_ase
 
@@ -96,6 +98,13 @@ def write_settings(folder, **changes):
     path = folder / "settings.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | changes))
     return path
+
+
+def run(*arguments, code=0):
+    """The output of the command, which must end with this code."""
+    found = CliRunner().invoke(build_app(), [str(one) for one in arguments])
+    assert found.exit_code == code, found.output
+    return found.output
 
 
 def results(folder):

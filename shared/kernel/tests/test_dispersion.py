@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
-from cli_runs import entry_points, results, write_data, write_settings
-from typer.testing import CliRunner
+from cli_runs import entry_points, results, run, write_data, write_settings
 
 from mosaicmd.kernel import potentials
-from mosaicmd.kernel.cli.commands import build_app
 from mosaicmd.kernel.data import Labels
 from mosaicmd.kernel.deploy import ase_calculator
 from mosaicmd.kernel.dispersion import (
@@ -207,9 +205,3 @@ def test_what_cannot_be_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dftd3.interface", None)
     with pytest.raises(ImportError, match=r"pip install 'mosaicmd-kernel\[d3\]'"):
         dispersion(PBE)
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(build_app(), [str(one) for one in arguments])
-    assert result.exit_code == code, result.output
-    return result.output

@@ -6,11 +6,9 @@ import jax.numpy as jnp
 import matching_data
 import numpy as np
 import pytest
-from cli_runs import entry_points, results, write_data, write_settings
-from typer.testing import CliRunner
+from cli_runs import entry_points, results, run, write_data, write_settings
 
 from mosaicmd.kernel import potentials
-from mosaicmd.kernel.cli.commands import build_app
 from mosaicmd.kernel.deploy import ase_calculator
 from mosaicmd.kernel.graphs import host_graph
 from mosaicmd.kernel.model_files import load_model, read_model_record, save_model
@@ -146,9 +144,3 @@ def test_an_unknown_precision_is_named(tmp_path):
     write_data(tmp_path / "all.extxyz")
     output = run("train", write_settings(tmp_path, precision="float16"), "--dry-run", code=1)
     assert "precision: got 'float16'" in output
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(build_app(), [str(one) for one in arguments])
-    assert result.exit_code == code, result.output
-    return result.output

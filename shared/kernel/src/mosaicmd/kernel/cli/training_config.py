@@ -149,11 +149,19 @@ class OptimizerConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
 
 
+class AdapterConfig(Config):
+    """Low-rank adapters of the matrices whose path matches one of ``patterns``."""
+
+    rank: int = Field(ge=1)
+    patterns: tuple[str, ...] = Field(default=("*",), min_length=1)
+
+
 class TrainingConfig(Config):
     """Everything that `mosaicmd train` needs to know; relative paths start at the file.
 
     With ``init_from``, a model directory, its potential is trained further. ``freeze`` keeps
-    parameters whose path matches a pattern, such as ``"embedding"`` or ``"layers/0/*"``.
+    parameters whose path matches a pattern, such as ``"embedding"`` or ``"layers/0/*"``;
+    with ``adapters`` nothing but changes of low rank is trained, and merged in the end.
     ``reference_energies`` are fitted (``fit``), those of the model (``keep``), none, or
     given, eV by symbol or label; they become part of the model. So does ``dispersion``, which
     labels are taken to contain and which the potential does not learn; with ``init_from``
@@ -165,6 +173,7 @@ class TrainingConfig(Config):
     potential: Terms | None = None  # several are summed
     init_from: Path | None = None
     freeze: tuple[str, ...] = ()
+    adapters: AdapterConfig | None = None
     reference_energies: Literal["fit", "keep", "none"] | dict[str, float] = "fit"
     dispersion: DispersionConfig | None = None
     loss: LossConfig
@@ -200,6 +209,10 @@ class TrainingConfig(Config):
     def _check(self) -> TrainingConfig:
         if (self.potential is None) == (self.init_from is None):
             raise ValueError("give either `potential` or `init_from`, a model directory")
+        if self.adapters is not None and (self.init_from is None or self.freeze):
+            raise ValueError(
+                "`adapters` change the model of `init_from`, and keep all of it without `freeze`"
+            )
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either `epochs` or `steps`")
         if self.reference_energies == "keep" and self.init_from is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +10,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mosaicmd.kernel.adapters import adapted, low_rank_adapters, merge_adapters
 from mosaicmd.kernel.batches import Batches, prefetch
 from mosaicmd.kernel.cli.label_report import compare_labels, write_label_report
 from mosaicmd.kernel.cli.labelled_files import Data, read_splits, require_right_stress
 from mosaicmd.kernel.cli.optimizers import build_optimizer, frozen_leaves
-from mosaicmd.kernel.cli.training_config import LossConfig, TrainingConfig
+from mosaicmd.kernel.cli.training_config import AdapterConfig, LossConfig, TrainingConfig
 from mosaicmd.kernel.config import ConfigError, suggest
 from mosaicmd.kernel.dispersion import (
     D3BJ,
@@ -81,7 +83,12 @@ def run_training(config: TrainingConfig, out: Path, *, quiet: bool = False) -> d
         )
     if config.check_stress and not (out / "checkpoints").exists():
         require_right_stress(examples["train"], config.seed)
-    learned = _fit(config, model, loss, examples, out, quiet)
+    if config.adapters is None:
+        learned = _fit(config, model, loss, examples, out, quiet)
+    else:
+        tuned = _with_adapters(config.adapters, model, config.seed)
+        change = _fit(config, tuned, loss, examples, out, quiet)
+        learned = merge_adapters(model.params, change)
     complete = with_reference(model._replace(params=learned))
     save_model(
         out / "model",
@@ -139,6 +146,8 @@ def starting_model(config: TrainingConfig, data: Data | None) -> Model:
     )
     if config.freeze:
         frozen_leaves(params, config.freeze)
+    if config.adapters is not None:
+        _with_adapters(config.adapters, Model(potential, params, None), config.seed)
     match config.reference_energies:
         case "keep":
             energies = kept
@@ -278,6 +287,20 @@ def _fit(
         return learned
     held = frozen_leaves(model.params, config.freeze)  # an average would round them
     return jax.tree.map(lambda h, new, old: old if h else new, held, learned, model.params)
+
+
+def _with_adapters(config: AdapterConfig, model: Model, seed: int) -> Model:
+    """The model as a function of adapters, which change nothing yet."""
+    key = jax.random.key(seed)
+    try:
+        adapters = low_rank_adapters(model.params, config.patterns, rank=config.rank, key=key)
+    except ValueError as error:
+        raise ConfigError(f"adapters: {error}") from error
+    potential = model.potential
+    charges = None if potential.charges is None else adapted(potential.charges, model.params)
+    energy = adapted(potential.energy, model.params)
+    potential = dataclasses.replace(potential, energy=energy, charges=charges)
+    return model._replace(potential=potential, params=adapters)
 
 
 def _potential(config: TrainingConfig) -> Potential:
