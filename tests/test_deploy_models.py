@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from mosaicmd.gnn_models import stillinger_weber
+from mosaicmd.gnn_models.allegro import AllegroConfig, allegro
+from mosaicmd.gnn_models.dimenet import DimeNetConfig, dimenet
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones
 from mosaicmd.gnn_models.mace import MACEConfig, mace
 from mosaicmd.gnn_models.nequip import NequIPConfig, nequip
@@ -27,6 +29,10 @@ MODELS = {
     "painn": lambda: painn(
         PaiNNConfig(species=LABELS, cutoff=4.0, n_features=8, n_layers=2, n_radial=6)
     ),
+    "allegro": lambda: allegro(
+        AllegroConfig(species=LABELS, cutoff=4.0, n_layers=2, n_scalars=8, n_tensors=4)
+    ),
+    "dimenet": lambda: dimenet(DimeNetConfig(species=LABELS, cutoff=4.0, n_features=8, n_blocks=2)),
     "nequip": lambda: nequip(
         NequIPConfig(species=LABELS, cutoff=4.0, n_features=4, n_layers=2, radial_widths=(8,))
     ),

@@ -272,7 +272,9 @@ def _layer(params: Params, x: Array) -> Array:
 
 
 def _row_length(graph: Graph, n_atoms: int) -> int:
-    """Of rows of edges, for little padding: about the mean number of neighbors."""
+    """Of rows of edges, for little padding: about the mean number of neighbors, if known."""
+    if not isinstance(graph.n_edges, int):
+        return 32  # a program that is exported for any number of edges
     return int(np.clip(2 ** round(math.log2(max(graph.n_edges, 1) / max(n_atoms, 1))), 4, 64))
 
 

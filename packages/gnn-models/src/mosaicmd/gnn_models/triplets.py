@@ -9,6 +9,7 @@ nothing of which the number would have to be known beforehand, and so nothing ca
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -30,21 +31,30 @@ class EdgeRows(NamedTuple):
     slots: Array  # [n_edges], int32, where in `edges` an edge stands
     atoms: Array  # [n_rows], int32, ascending
     reverse: Array  # [n_edges], int32
+    paired: Array  # [n_edges], bool: has an opposite
     forward_mode: bool  # whether that kind of derivative is wanted, which is slower
 
 
 def opposite_edges(graph: Graph) -> Array:
-    """``graph.reverse``, by sorting where the graph lacks it; shape ``[n_edges]``, int32."""
+    """``graph.reverse``, by sorting where the graph lacks it; shape ``[n_edges]``, int32.
+
+    An edge without an opposite, as ghost atoms have them, is its own.
+    """
     if graph.reverse is not None:
         return graph.reverse
-    masked = ~graph.mask
-    own = jnp.where(masked, jnp.arange(graph.n_edges), 0)
+    each = jnp.arange(graph.n_edges, dtype=jnp.int32)
+    own = jnp.where(graph.mask, 0, each + 1)  # a masked edge is alone
     shifts = [graph.shifts[:, axis] for axis in range(3)]
-    forward = jnp.lexsort((own, *shifts, graph.senders, graph.receivers, masked))
-    shifts = [-shift for shift in shifts]
-    backward = jnp.lexsort((own, *shifts, graph.receivers, graph.senders, masked))
-    reverse = jnp.zeros(graph.n_edges, jnp.int32)
-    return reverse.at[forward].set(backward.astype(jnp.int32), unique_indices=True)
+    forward = (own, *shifts, graph.senders, graph.receivers)
+    backward = (own, *(-shift for shift in shifts), graph.receivers, graph.senders)
+    keys = [jnp.concatenate(pair) for pair in zip(forward, backward, strict=True)]
+    turned = jnp.concatenate([jnp.zeros_like(each), jnp.ones_like(each)])
+    order = jnp.lexsort((turned, *keys))  # an edge stands right before its opposite, turned round
+    equal = [key[order][1:] == key[order][:-1] for key in keys]
+    found = functools.reduce(jnp.logical_and, equal)
+    edges = jnp.concatenate([each, each])[order]
+    target = jnp.where(found, edges[1:], graph.n_edges)
+    return each.at[target].set(edges[:-1], mode="drop")
 
 
 def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
@@ -69,18 +79,21 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
             slots=each,
             atoms=jnp.arange(n_atoms, dtype=jnp.int32),
             reverse=reverse,
+            paired=reverse != each,
             forward_mode=graph.reverse is None,
         )
-    atoms = jnp.arange(n_atoms, dtype=jnp.int32)
-    first = jnp.searchsorted(graph.receivers, atoms, method="sort").astype(jnp.int32)
-    last = jnp.append(first[1:], n_edges)
-    n_rows_of = -(-(last - first) // length)
-    row = jnp.cumsum(n_rows_of) - n_rows_of  # the first of each atom
+    # counts, for jnp.searchsorted knows no symbolic sizes, which models have in export
+    count = jnp.zeros(n_atoms, jnp.int32).at[graph.receivers].add(1, indices_are_sorted=True)
+    last = jnp.cumsum(count, dtype=jnp.int32)
+    first = last - count
+    n_rows_of = -(-count // length)
+    end = jnp.cumsum(n_rows_of, dtype=jnp.int32)
+    row = end - n_rows_of  # the first of each atom
     rank = each - first[graph.receivers]
     n_rows = n_edges // length + n_atoms
     every = jnp.arange(n_rows, dtype=jnp.int32)
-    owner = jnp.searchsorted(row, every, side="right", method="sort") - 1
-    owner = owner.astype(jnp.int32)
+    owner = jnp.cumsum(jnp.zeros(n_rows, jnp.int32).at[end].add(1), dtype=jnp.int32)
+    owner = jnp.minimum(owner, n_atoms - 1)
     place = (every - row[owner])[:, None] * length + jnp.arange(length, dtype=jnp.int32)[None]
     edges = first[owner][:, None] + place
     mask = edges < last[owner][:, None]
@@ -90,6 +103,7 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
         slots=(row[graph.receivers] * length + rank).astype(jnp.int32),
         atoms=owner,
         reverse=reverse,
+        paired=reverse != each,
         forward_mode=graph.reverse is None,
     )
 
@@ -104,12 +118,14 @@ def to_rows(values: Array, rows: EdgeRows) -> Array:
 
 
 def from_rows_reversed(values: Array, rows: EdgeRows) -> Array:
-    """What stands at the opposite of every edge: ``[n_rows, length, ...] -> [n_edges, ...]``."""
+    """What stands at the opposite of every edge: ``[n_rows, length, ...] -> [n_edges, ...]``.
+
+    Zero for edges without one.
+    """
     edges, mask = rows.edges.reshape(-1), rows.mask.reshape(-1)
     values = values.reshape(-1, *values.shape[2:])
-    everywhere = jnp.ones_like(rows.slots, bool)
-    there = rows.slots[rows.reverse], everywhere
-    back = rows.reverse[edges], mask
+    there = rows.slots[rows.reverse], rows.paired
+    back = rows.reverse[edges], mask & rows.paired[edges]
     return _move(values, there, back, rows.forward_mode)
 
 
@@ -136,7 +152,7 @@ def sum_triplets(
     sent = [sent * each for each in filters]
     gather, spread = (_plain_in, _plain_out) if rows.forward_mode else (_sum_in, _sum_out)
     parts = [gather(Z, each) for Z, each in zip(harmonics, sent, strict=True)]
-    if len(rows.atoms) > n_atoms:
+    if rows.atoms.shape[0] != n_atoms:  # sizes may be symbolic
         moments = jnp.concatenate(parts, axis=1)
         moments = jax.ops.segment_sum(moments, rows.atoms, n_atoms, indices_are_sorted=True)
         moments = moments.at[rows.atoms].get(indices_are_sorted=True, mode="promise_in_bounds")
