@@ -1,4 +1,4 @@
-"""Models in the hands of other programs: an ASE calculator, i-PI sockets, exported programs."""
+"""Models in the hands of other programs: ASE, i-PI sockets, programs that run jax, LAMMPS."""
 
 from mosaicmd.kernel.deploy.calculator import PotentialCalculator, ase_calculator
 from mosaicmd.kernel.deploy.exported import ExportedModel, export_model, load_exported

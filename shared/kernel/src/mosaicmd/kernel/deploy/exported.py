@@ -305,31 +305,36 @@ def _program(
 def _hops(program: Any, cutoff: float, n_labels: int, dtype: np.dtype) -> int | None:
     """How many edges away the farthest atom is that feels the energy of one.
 
-    That one stands in the middle of a crooked chain whose edges join successive atoms only.
-    Short and long edges are tried, for terms that end before the cutoff, and all species.
+    That one stands in the middle of a crooked chain with an atom beside each of its own, and
+    edges only between successive atoms and to those beside. Short and long edges are tried,
+    for terms that end before the cutoff, and all species.
     """
-    n, middle = 2 * _LONGEST + 1, _LONGEST
-    left = np.arange(n - 1, dtype=np.int32)
-    senders, receivers = np.concatenate([left + 1, left]), np.concatenate([left, left + 1])
+    n = 2 * _LONGEST + 1
+    chain, beside = np.arange(n), np.arange(n, 2 * n)
+    pairs = np.stack([np.append(chain[:-1], chain), np.append(chain[1:], beside)])
+    receivers, senders = np.concatenate([pairs, pairs[::-1]], axis=1).astype(np.int32)
     order = np.argsort(receivers, kind="stable")
+    away = np.abs(chain - _LONGEST)
+    away = np.append(away, away + 1)
     rng, reach = np.random.default_rng(0), 0
     for length in np.linspace(0.15, 0.9, 6):
-        steps = rng.normal(size=(n, 3))
+        steps = rng.normal(size=(2 * n, 3))
         steps *= length * cutoff / np.linalg.norm(steps, axis=1, keepdims=True)
+        positions = np.cumsum(steps[:n], axis=0)
         _, forces, _ = program(
-            np.cumsum(steps, axis=0).astype(dtype),
+            np.concatenate([positions, positions + steps[n:]]).astype(dtype),
             np.zeros((3, 3), dtype),
-            rng.integers(n_labels, size=n).astype(np.int32),
+            rng.integers(n_labels, size=2 * n).astype(np.int32),
             senders[order],
             receivers[order],
-            np.zeros((2 * n - 2, 3), np.int32),
-            np.ones(n, bool),
-            np.arange(n) == middle,
-            np.ones(2 * n - 2, bool),
+            np.zeros((len(order), 3), np.int32),
+            np.ones(2 * n, bool),
+            np.arange(2 * n) == _LONGEST,
+            np.ones(len(order), bool),
         )
         forces = np.asarray(forces)
-        felt = np.flatnonzero((np.isfinite(forces) & (forces != 0.0)).any(axis=1))
-        reach = max(reach, *np.abs(felt - middle), 0)
+        felt = (np.isfinite(forces) & (forces != 0.0)).any(axis=1)
+        reach = max(reach, np.max(away, where=felt, initial=0))
     return int(reach) if reach < _LONGEST else None
 
 
