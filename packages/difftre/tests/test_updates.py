@@ -13,6 +13,7 @@ from mosaicmd.difftre import (
     first_order,
     gauss_newton,
 )
+from mosaicmd.difftre.updates import _trust_region_step
 from mosaicmd.gnn_models import PairSplineConfig, pair_spline
 from mosaicmd.gnn_models.pair_spline import spline_values
 from mosaicmd.kernel.observables import rdf
@@ -88,6 +89,45 @@ def test_parameters_that_no_frame_depends_on_stay():
     moved, _, _ = gauss_newton().step(problem, params, ())
     assert moved["idle"] == 0.7
     assert moved["k"] > params["k"]
+
+
+def test_steps_are_exact_where_few_parameters_are_seen_by_frames_and_all_by_a_penalty():
+    """The model is stationary along parameters without frames, and the bound is reached.
+
+    62 parameters, of which 12 have a penalty alone; scales of both differ by many decades, as
+    those of splines do that are also matched to labels.
+    """
+    rng = np.random.default_rng(0)
+    n, seen = 62, 50
+    spread = rng.normal(size=(40, n)) * np.logspace(3, -1, 40)[:, None]
+    spread[:, seen:] = 0.0
+    jacobian = rng.normal(size=(24, 40)) @ spread / 300.0
+    axes = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    curvature = jacobian.T @ jacobian + (axes * np.logspace(6, -2, n)) @ axes.T
+    metric, slope = spread.T @ spread, jacobian.T @ rng.normal(scale=10.0, size=24)
+    step = _trust_region_step(slope, curvature, metric, 8.0, 1e-2, 1e-10)
+    np.testing.assert_allclose(step @ metric @ step, 8.0, rtol=1e-6)
+    size = np.sqrt(np.diag(curvature + metric))
+    left = (curvature @ step + slope) / size
+    assert np.abs(left[seen:]).max() < 1e-6 * np.abs(slope / size).max()
+
+
+def test_a_ridge_keeps_two_parameters_that_stand_for_each_other_from_running_apart():
+    """``k = a b``: along ``a / b`` nothing changes to first order, and ``a`` and ``b`` share."""
+
+    def energy(params, system, graph):
+        return harmonic_energy({"k": params["a"] * params["b"]}, system, graph)
+
+    problem, _ = harmonic_problem(goal=1.7)
+    old = problem.reweightings[0]
+    reweighting = Reweighting(energy, None, old.targets, StatePoint(KT))
+    start = {"a": jnp.asarray(1.0), "b": jnp.asarray(1.5)}
+    problem = problem._replace(
+        reweightings=(reweighting,), samples=(problem.samples[0]._replace(params=start),)
+    )
+    moved, _, _ = gauss_newton(ridge=1e-3).step(problem, start, ())
+    np.testing.assert_allclose(moved["a"] * moved["b"], 1.7, atol=0.1)
+    np.testing.assert_allclose(moved["b"] - 1.5, 1.5 * (moved["a"] - 1.0), rtol=0.01)
 
 
 def test_first_step_of_a_pair_spline_has_the_sign_pattern_of_g_minus_target():

@@ -59,7 +59,8 @@ def dynamics_sampler(
     """Sampler by molecular dynamics; each simulation starts where the last one ended.
 
     Args:
-        simulation: with a thermostat at the temperature of ``state_point``.
+        simulation: with a thermostat, which is set to the temperature of ``state_point``; so
+            one simulation, compiled once, serves state points of several temperatures.
         system: start structure.
         state_point: recorded with the frames.
         n_equilibration: steps discarded after every change of the parameters.
@@ -86,7 +87,7 @@ def dynamics_sampler(
     def sample(params: Params, state: DynamicsState) -> tuple[DynamicsState, Trajectory]:
         key_now, key_next = jax.random.split(jax.random.wrap_key_data(state.key))
         start = system._replace(positions=state.positions, cell=state.cell)
-        run = simulation.start(key_now, params, start, momenta=state.momenta)
+        run = simulation.start(key_now, params, start, momenta=state.momenta, kT=state_point.kT)
         first = second = None
         if directory is not None:
             folder = _folder(Path(directory), params, state)

@@ -107,6 +107,7 @@ def gauss_newton(
     *,
     max_divergence: float = 8.0,
     damping: float = 1.0e-2,
+    ridge: float = 1.0e-10,
     keep_fraction: float = 0.0,
     max_halvings: int = 10,
 ) -> Update:
@@ -123,21 +124,26 @@ def gauss_newton(
         max_divergence: bound on ``delta^T F delta``.
         damping: least ``mu``: combinations of parameters that lower the loss by less than
             about this per unit of divergence stay, since noise would move them.
+        ridge: the diagonal of what is solved grows by this share of it (Marquardt). Parameters
+            that can stand for each other, such as the two factors of a product, have
+            combinations that neither target nor frame feels to first order; 1e-3 keeps
+            steps along them short.
         keep_fraction: as in :func:`first_order`.
         max_halvings: as in :func:`first_order`.
 
     References:
-        Levenberg, Q. Appl. Math. 2, 164 (1944); Amari, Neural Comput. 10, 251 (1998).
+        Levenberg, Q. Appl. Math. 2, 164 (1944); Marquardt, J. SIAM 11, 431 (1963); Amari,
+        Neural Comput. 10, 251 (1998).
     """
     _check_fraction(keep_fraction)
-    if not (max_divergence > 0.0 and damping > 0.0):
-        raise ValueError("`max_divergence` and `damping` must be positive")
+    if not (max_divergence > 0.0 and damping > 0.0 and ridge > 0.0):
+        raise ValueError("`max_divergence`, `damping` and `ridge` must be positive")
 
     def step(problem: Problem, params: Params, state: Any) -> tuple[Params, Any, UpdateInfo]:
         flat, unravel = ravel_pytree(params)
         linearised = problem.linearise(params)
         loss, slope, curvature, metric = _normal_equations(problem, params, linearised)
-        delta = _trust_region_step(slope, curvature, metric, max_divergence, damping)
+        delta = _trust_region_step(slope, curvature, metric, max_divergence, damping, ridge)
         change = unravel(jnp.asarray(delta, flat.dtype))
         params, scale, n_eff = _backtrack(problem, params, change, keep_fraction, max_halvings)
         predictions = [one.prediction for one in linearised]
@@ -180,39 +186,37 @@ def _trust_region_step(
     metric: np.ndarray,
     max_divergence: float,
     damping: float,
+    ridge: float,
 ) -> np.ndarray:
     """The step of the least damping that stays within the bound on the divergence.
 
-    In the joint eigenbasis of curvature and metric the divergence falls monotonically
-    with the damping, so the damping is bracketed and bisected. Parameters that no frame
-    depends on have neither curvature nor metric and do not move.
+    The divergence falls monotonically with the damping, so the damping is bracketed and
+    bisected. Parameters are scaled by curvature and metric together: some have a penalty but
+    no frame that depends on them, others frames alone, and those with neither do not move.
     """
-    # scale to unit metric so that parameters of any unit mix; a floor keeps dead ones still
-    spread = np.sqrt(np.maximum(np.diag(metric), 1e-12 * max(np.diag(metric).max(), 1e-300)))
-    scaled_metric = metric / np.outer(spread, spread) + 1e-10 * np.eye(len(slope))
-    scaled_curvature = curvature / np.outer(spread, spread)
-    lower = np.linalg.cholesky(scaled_metric)
-    inverse = np.linalg.inv(lower)
-    eigenvalues, vectors = np.linalg.eigh(inverse @ scaled_curvature @ inverse.T)
-    basis = inverse.T @ vectors  # diagonalises both, unit metric
-    coordinate = basis.T @ (slope / spread)
-    eigenvalues = np.maximum(eigenvalues, 0.0)
-    least = damping
+    size = np.diag(curvature) + np.diag(metric)
+    scale = np.sqrt(np.maximum(size, 1e-12 * max(size.max(), 1e-300)))
+    slope, by_scale = slope / scale, np.outer(scale, scale)
+    metric, curvature = metric / by_scale, curvature / by_scale
 
-    def divergence(mu: float) -> float:
-        return float(np.sum((coordinate / (eigenvalues + mu)) ** 2))
+    def step(mu: float) -> np.ndarray:
+        matrix = curvature + mu * metric
+        held = ridge * np.maximum(np.diag(matrix), 1.0)
+        return -np.linalg.solve(matrix + np.diag(held), slope)
 
-    mu = least
-    if divergence(least) > max_divergence:
-        high = least
-        while divergence(high) > max_divergence:
-            high *= 4.0
+    def is_far(mu: float) -> bool:
+        change = step(mu)
+        return bool(change @ metric @ change > max_divergence)
+
+    high = damping
+    while is_far(high):
+        high *= 4.0
+    if high > damping:
         low = high / 4.0
         for _ in range(50):
             middle = np.sqrt(low * high)
-            low, high = (middle, high) if divergence(middle) > max_divergence else (low, middle)
-        mu = high
-    return -(basis @ (coordinate / (eigenvalues + mu))) / spread
+            low, high = (middle, high) if is_far(middle) else (low, middle)
+    return step(high) / scale
 
 
 def _backtrack(
