@@ -1,5 +1,6 @@
 """The water app on a small box: complete output, exact resume after a kill, clear errors."""
 
+import importlib
 import json
 import os
 import signal
@@ -135,9 +136,7 @@ def test_an_output_folder_of_other_settings_is_refused(undisturbed, tmp_path):
 @pytest.fixture
 def water(monkeypatch):
     monkeypatch.syspath_prepend(str(APP))
-    import water
-
-    return water
+    return importlib.import_module("water")
 
 
 def test_the_full_preset_is_the_published_one(water):
