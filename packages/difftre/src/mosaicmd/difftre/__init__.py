@@ -5,6 +5,11 @@ from importlib.metadata import version
 from mosaicmd.difftre.algorithm import DiffTReState, StatePointData, difftre
 from mosaicmd.difftre.boltzmann_inversion import boltzmann_inversion
 from mosaicmd.difftre.measurements import Measurement, load_measurement
+from mosaicmd.difftre.relative_entropy import (
+    NaturalGradient,
+    RelativeEntropyState,
+    relative_entropy,
+)
 from mosaicmd.difftre.reweighting import Linearised, Prediction, Reweighting, Samples
 from mosaicmd.difftre.sampling import Sampler, dynamics_sampler
 from mosaicmd.difftre.targets import Target
@@ -16,8 +21,10 @@ __all__ = [
     "DiffTReState",
     "Linearised",
     "Measurement",
+    "NaturalGradient",
     "Prediction",
     "Problem",
+    "RelativeEntropyState",
     "Reweighting",
     "Sampler",
     "Samples",
@@ -32,4 +39,5 @@ __all__ = [
     "first_order",
     "gauss_newton",
     "load_measurement",
+    "relative_entropy",
 ]
