@@ -34,6 +34,7 @@ from mosaicmd.gnn_models.embedded_atom import (
     sutton_chen,
 )
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
+from mosaicmd.gnn_models.listed_repulsion import ListedRepulsionConfig, listed_repulsion
 from mosaicmd.gnn_models.mace import MACEConfig, mace
 from mosaicmd.gnn_models.morse import MorseConfig, morse
 from mosaicmd.gnn_models.nequip import NequIPConfig, nequip
@@ -48,6 +49,7 @@ from mosaicmd.gnn_models.stillinger_weber import (
     stillinger_weber_pair,
     three_body,
 )
+from mosaicmd.gnn_models.torsion_map import TorsionMapConfig, torsion_map
 from mosaicmd.gnn_models.zbl import ZBLConfig, zbl
 
 __version__ = version("mosaicmd-gnn-models")
@@ -62,6 +64,7 @@ __all__ = [
     "HarmonicImproperConfig",
     "HarmonicPrior",
     "LennardJonesConfig",
+    "ListedRepulsionConfig",
     "MACEConfig",
     "MorseConfig",
     "NequIPConfig",
@@ -74,6 +77,7 @@ __all__ = [
     "SplineEmbeddingConfig",
     "StillingerWeberPairConfig",
     "ThreeBodyConfig",
+    "TorsionMapConfig",
     "ZBLConfig",
     "__version__",
     "allegro",
@@ -85,6 +89,7 @@ __all__ = [
     "harmonic_improper",
     "harmonic_prior",
     "lennard_jones",
+    "listed_repulsion",
     "mace",
     "morse",
     "nequip",
@@ -100,5 +105,6 @@ __all__ = [
     "sutton_chen",
     "tail_correction",
     "three_body",
+    "torsion_map",
     "zbl",
 ]

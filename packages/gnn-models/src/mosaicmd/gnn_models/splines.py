@@ -33,3 +33,9 @@ def piecewise_cubic(pieces: Array, row: Array, t: Array) -> Array:
     """The polynomial in ``row`` of ``pieces`` at ``t``, elementwise; rows must exist."""
     c0, c1, c2, c3 = (pieces[:, power].at[row].get(mode="promise_in_bounds") for power in range(4))
     return c0 + t * (c1 + t * (c2 + t * c3))
+
+
+def cubic_basis(t: Array) -> Array:
+    """The four B-splines alive on an interval at ``t`` in [0, 1], ``[n] -> [n, 4]``."""
+    powers = t[:, None] ** jnp.arange(4, dtype=jnp.int32)[None]
+    return powers @ jnp.asarray(_BASIS, t.dtype).T
