@@ -1,0 +1,248 @@
+"""Errors after equal wall time on silicon and germanium, beside mace-torch and nequip-allegro.
+
+One training per call, on one core in float32; every result is a line of JSON in `--out`, and
+without a model the lines become a table::
+
+    python -m venv mace && mace/bin/pip install torch==2.13.0 mace-torch==0.3.16 matscipy
+    python -m venv allegro && allegro/bin/pip install torch==2.13.0 nequip-allegro==0.8.3
+    python benchmarks/peers/accuracy.py si "MACE" --seconds 900 --out lines.jsonl
+    mace/bin/python benchmarks/peers/accuracy.py si "mace-torch" --seconds 900 --out lines.jsonl
+    python benchmarks/peers/accuracy.py --out lines.jsonl
+
+All see the same data (MOSAICMD_DATA, see :data:`mosaicmd.kernel.registry`), loss, optimiser and
+schedule: Adam, whose rate rises over the first 2 % of the time and falls along a cosine to zero
+at its end, and an exponential average of the parameters. The clock starts with the first step, so
+compiling is part of it; reading data and making neighbor lists is not. Nothing is chosen by
+validation: what is evaluated is the average that the last step left.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+GPA = 0.006241509074
+WEIGHTS = {"energy": 10.0, "forces": 1.0, "stress": 500.0}  # of (eV/atom)², (eV/Å)², (eV/Å³)²
+AVERAGE = 0.99
+CUTOFF = 4.2  # Å, beyond the second neighbors of both crystals
+MACE = {"n_channels": 64, "hidden_l_max": 0, "l_max": 3}
+NEQUIP = {"n_features": 32, "l_max": 2, "n_layers": 3, "parity": False}
+ALLEGRO = {"n_scalars": 64, "n_tensors": 16, "l_max": 2, "n_layers": 2}
+RECIPES = {  # side, model, its settings, highest learning rate
+    "MACE": ("ours", "mace", MACE, 0.01),
+    "NequIP": ("ours", "nequip", NEQUIP, 0.01),
+    "Allegro": ("ours", "allegro", ALLEGRO, 0.005),
+    "PaiNN": ("ours", "painn", {}, 0.002),
+    "DimeNet++": ("ours", "dimenet", {"n_features": 32}, 0.002),
+    "mace-torch": ("torch", "mace", MACE, 0.01),
+    "nequip-allegro": ("torch", "allegro", ALLEGRO, 0.005),
+}
+BATCH = 2  # structures
+
+
+def structures(element, part):
+    import ase.io
+
+    folder = os.environ.get("MOSAICMD_DATA")
+    if folder is None:
+        raise SystemExit("set MOSAICMD_DATA to the folder with si_train.extxyz.gz and the others")
+    return ase.io.read(Path(folder) / f"{element}_{part}.extxyz.gz", ":")
+
+
+def rate_at(share, highest):
+    """The learning rate after a share of the time."""
+    return highest * min(1.0, share / 0.02) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+
+
+def ours(recipe, element, seconds):
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from mosaicmd.gnn_models import scaled
+    from mosaicmd.kernel.batches import Batches, prefetch
+    from mosaicmd.kernel.data import read_systems
+    from mosaicmd.kernel.examples import make_examples
+    from mosaicmd.kernel.force_matching import MatchingLoss, evaluate_labels, force_matching
+    from mosaicmd.kernel.potentials import build_potential
+    from mosaicmd.kernel.reference_energies import fit_reference_energies
+
+    _, model, settings, highest = recipe
+    folder = Path(os.environ["MOSAICMD_DATA"])
+    data = {p: read_systems(folder / f"{element}_{p}.extxyz.gz") for p in ("train", "test")}
+    references, _ = fit_reference_energies(data["train"])
+    make = functools.partial(
+        make_examples,
+        cutoff=CUTOFF,
+        reference_energies=references,
+        dtype=np.float32,
+    )
+    examples = {part: make(one) for part, one in data.items()}
+    forces = np.concatenate([np.ravel(one.targets.forces) for one in examples["train"]])
+    n_edges = sum(one.graph.n_edges for one in examples["train"])
+    neighbors = n_edges / sum(one.system.n_atoms for one in examples["train"])
+    config = {"species": list(references), "cutoff": CUTOFF, **settings}
+    if model not in ("painn", "dimenet"):
+        config["mean_neighbors"] = neighbors
+    potential = scaled(build_potential(model, config), float(np.sqrt(np.mean(forces**2))))
+    params = jax.tree.map(jnp.float32, potential.init(jax.random.key(0)))
+    batches = Batches(examples["train"], BATCH)
+    algorithm = force_matching(
+        potential.energy,
+        MatchingLoss(**WEIGHTS),
+        optax.inject_hyperparams(optax.adam)(learning_rate=0.0),
+        average_decay=AVERAGE,
+        max_gradient_norm=10.0,
+    )
+    fetch, state, n_steps = prefetch(batches), algorithm.init(params), 0
+    start = time.perf_counter()
+    while (share := (time.perf_counter() - start) / seconds) < 1.0:
+        state.optimizer.hyperparams["learning_rate"] = np.float32(rate_at(share, highest))
+        state, metrics = algorithm.step(state, fetch(n_steps + 1))
+        n_steps += 1
+        if n_steps % batches.steps_per_epoch == 0:
+            print(f"{share:.2f} {metrics['rmse_forces_mev_per_angstrom']:.1f}", flush=True)
+    held_out = Batches(examples["test"], 2, shuffle=False)
+    found = evaluate_labels(potential.energy, state.best, held_out)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return found | {"epochs": n_steps / batches.steps_per_epoch, "parameters": size}
+
+
+def peer(recipe, element, seconds, compiled):
+    from _torch_models import TorchModel, torch_of_one_thread
+    from ase.neighborlist import neighbor_list
+
+    _, model, settings, highest = recipe
+    torch = torch_of_one_thread()
+    torch.manual_seed(0)
+    train, test = structures(element, "train"), structures(element, "test")
+    forces = np.concatenate([np.ravel(one.get_forces()) for one in train])
+    edges = sum(len(neighbor_list("i", one, CUTOFF)) for one in train)
+    side = TorchModel(
+        model,
+        settings,
+        CUTOFF,
+        train[0].symbols[0],
+        reference=np.mean([one.get_potential_energy() / len(one) for one in train]),
+        scale=float(np.sqrt(np.mean(forces**2))),
+        neighbors=edges / sum(map(len, train)),
+        compiled=compiled,
+    )
+    for one in train + test:
+        side.graph(one)
+    optimizer = torch.optim.Adam(side.parameters, lr=0.0)
+    average = [p.detach().clone() for p in side.parameters]
+    rng, n_steps, order = np.random.default_rng(0), 0, []
+    labels = {id(one): labels_of(torch, one) for one in train + test}
+    start = time.perf_counter()
+    while (share := (time.perf_counter() - start) / seconds) < 1.0:
+        if not order:
+            order = list(rng.permutation(len(train)))
+        chosen = [train[order.pop()] for _ in range(min(BATCH, len(order)))]
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(share, highest)
+        deviations = compare(torch, side, chosen, labels, training=True)
+        loss = sum(WEIGHTS[name] * (one**2).mean() for name, one in deviations.items())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(side.parameters, 10.0)
+        optimizer.step()
+        n_steps += 1
+        decay = min(AVERAGE, n_steps / (n_steps + 1))
+        with torch.no_grad():
+            for mean, p in zip(average, side.parameters, strict=True):
+                mean.lerp_(p, 1.0 - decay)
+        if n_steps % 50 == 0:
+            print(f"{share:.2f} {1e3 * float((deviations['forces'] ** 2).mean()) ** 0.5:.1f}")
+    with torch.no_grad():
+        for mean, p in zip(average, side.parameters, strict=True):
+            p.copy_(mean)
+    found = [compare(torch, side, [one], labels, training=False) for one in test]
+    units = {"energy": ("mev_per_atom", 1e-3), "forces": ("mev_per_angstrom", 1e-3)}
+    units["stress"] = ("gpa", GPA)
+    metrics = {}
+    for name, (unit, size) in units.items():
+        every = np.concatenate([np.ravel(one[name].detach().numpy()) for one in found]) / size
+        metrics[f"mae_{name}_{unit}"] = float(np.mean(np.abs(every)))
+        metrics[f"rmse_{name}_{unit}"] = float(np.sqrt(np.mean(every**2)))
+    epochs = n_steps * BATCH / len(train)
+    return metrics | {"epochs": epochs, "parameters": side.size}
+
+
+def labels_of(torch, atoms):
+    values = (
+        [atoms.get_potential_energy()],
+        atoms.get_forces(),
+        [atoms.get_stress(voigt=False)],
+    )
+    return [torch.tensor(np.array(one)) for one in values]
+
+
+def compare(torch, side, atoms, labels, training):
+    """Deviations of energy per atom, forces and stress."""
+    energy, forces, stress = side(side.batch(atoms), training)
+    wanted = [torch.cat(parts) for parts in zip(*(labels[id(one)] for one in atoms), strict=True)]
+    sizes = torch.tensor([float(len(one)) for one in atoms])
+    return {
+        "energy": (energy - wanted[0]).float() / sizes,
+        "forces": forces - wanted[1].float(),
+        "stress": stress - wanted[2].float(),
+    }
+
+
+def table(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    print(
+        "| data | model | parameters | epochs | energy MAE, RMSE / meV/atom "
+        "| forces MAE, RMSE / meV/Å | stress MAE, RMSE / GPa |"
+    )
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for one in sorted(lines, key=lambda one: (one["element"], one["mae_forces_mev_per_angstrom"])):
+        pairs = [
+            f"{one[f'mae_{name}']:.{d}f}, {one[f'rmse_{name}']:.{d}f}"
+            for name, d in (
+                ("energy_mev_per_atom", 1),
+                ("forces_mev_per_angstrom", 1),
+                ("stress_gpa", 2),
+            )
+        ]
+        head = f"| {one['element'].capitalize()} | {one['model']} | {one['parameters']} "
+        print(f"{head}| {one['epochs']:.0f} | {' | '.join(pairs)} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("element", nargs="?", choices=["si", "ge"])
+    parser.add_argument("model", nargs="?", choices=list(RECIPES))
+    parser.add_argument("--seconds", type=float, default=900.0)
+    parser.add_argument("--settings", type=json.loads, default={}, help="changes, as JSON")
+    parser.add_argument("--compiled", action="store_true", help="nequip-allegro: torch.compile")
+    parser.add_argument("--rate", type=float, help="highest learning rate")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if given.model is None:
+        return table(given.out)
+    side, model, settings, rate = RECIPES[given.model]
+    recipe = (side, model, settings | given.settings, given.rate or rate)
+    warnings.simplefilter("ignore")
+    if side == "ours":
+        found = ours(recipe, given.element, given.seconds)
+    else:
+        found = peer(recipe, given.element, given.seconds, given.compiled)
+        found |= {"compiled": given.compiled}
+    found = {"element": given.element, "model": given.model, "seconds": given.seconds} | found
+    found |= {"settings": recipe[2], "rate": recipe[3]}
+    print(json.dumps(found))
+    with given.out.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
