@@ -25,3 +25,14 @@ def test_nearest_image_is_nearest_however_skewed_the_cell(pbc, skew):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), expected, atol=1e-9)
     moved = (np.asarray(found) - vectors) @ np.linalg.inv(cell)
     np.testing.assert_allclose(moved, np.round(moved) * np.array(pbc), atol=1e-9)
+
+
+def test_without_periodic_directions_nothing_is_computed():
+    """With directions that are known while tracing, the program is empty."""
+    vectors = np.random.default_rng(2).normal(size=(5, 3))
+    none = np.zeros(3, bool)
+    program = jax.make_jaxpr(lambda v: minimum_image(v, jnp.zeros((3, 3)), none))(vectors)
+    assert not program.eqns
+    traced = jax.jit(minimum_image)(jnp.asarray(vectors), jnp.zeros((3, 3)), jnp.asarray(none))
+    np.testing.assert_array_equal(traced, vectors)
+    np.testing.assert_array_equal(minimum_image(vectors, np.eye(3), none), vectors)

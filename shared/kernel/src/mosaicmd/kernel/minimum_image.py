@@ -12,13 +12,17 @@ _NEAR = np.stack(np.meshgrid(*[np.arange(-1.0, 2.0)] * 3, indexing="ij"), axis=-
 """Combinations of lattice vectors with coefficients -1, 0 and 1, ``[27, 3]``."""
 
 
-def minimum_image(vectors: Array, cell: Array, pbc: Array) -> Array:
+def minimum_image(vectors: Array, cell: Array, pbc: Array | np.ndarray) -> Array:
     """The shortest periodic image of every vector, ``[..., 3]``, Å, in any cell.
 
     Exact however skewed the cell is: the lattice vectors are reduced first, as in
     Minkowski's reduction, and then the images next to the rounded one are compared.
-    Differentiable in vectors and cell.
+    Differentiable in vectors and cell. Where ``pbc`` is known while tracing, and false in all
+    directions, the vectors are returned as they are and nothing is computed.
     """
+    if not isinstance(pbc, jax.core.Tracer) and not np.any(pbc):
+        return vectors
+    pbc = jnp.asarray(pbc)
     periodic = pbc.astype(vectors.dtype)
     own = cell * periodic[:, None]
     reduction = _reduction(jax.lax.stop_gradient(own), pbc)
