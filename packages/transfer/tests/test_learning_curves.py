@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mosaicmd.transfer import (
     Trial,
+    chosen_rates,
     learning_curve,
     nested_subsets,
     plan_trials,
@@ -56,6 +57,22 @@ def test_rate_is_chosen_by_validation_and_not_by_the_test():
     np.testing.assert_allclose(curve.error, 0.5)
     results[0]["val"] = results[2]["val"] = float("nan")  # both seeds of 0.1 at size 5
     assert learning_curve(plan, results, "a", "test", tuned_on="val").rates[0] == 0.2
+
+
+def test_rates_are_chosen_with_some_seeds():
+    """Each strategy and size has its own; a rate that diverged is never taken."""
+    tried = plan_trials(["a", "b"], [5, 10], 2, [0.1, 0.2])
+    best = {("a", 5): 0.1, ("a", 10): 0.2, ("b", 5): 0.2, ("b", 10): 0.1}
+    results = [{"val": abs(t.rate - best[t[:2]]) + t.seed} for t in tried]
+    assert chosen_rates(tried, results, tuned_on="val") == best
+    results[0]["val"] = float("nan")  # of rate 0.1, one of two seeds
+    assert chosen_rates(tried, results, tuned_on="val")["a", 5] == 0.2
+    with pytest.raises(ValueError, match="tried with different seeds"):
+        chosen_rates(tried[:3], results[:3], tuned_on="val")
+    with pytest.raises(ValueError, match=r"has no metric 'x'; it has \['val'\]"):
+        chosen_rates(tried, results, tuned_on="x")
+    with pytest.raises(ValueError, match=r"no rate of \[0.1\] gave \('a', 5\) a finite"):
+        chosen_rates(tried[:1], results[:1], tuned_on="val")
 
 
 def test_ratios_are_taken_seed_by_seed():

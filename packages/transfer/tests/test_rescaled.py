@@ -1,9 +1,11 @@
 """Rescaled potentials against Stillinger–Weber, for which rescaling is exact."""
 
+import dataclasses
 import json
 
 import ase.build
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,6 +68,22 @@ def test_padding_and_precision_of_a_network():
     args = (moved, moved.init(jax.random.key(0)), random_system(0, n_atoms=10))
     check_padding(*args)
     check_precision(*args)
+
+
+def test_charges_are_those_of_the_shrunk_structure():
+    """Charges fall with the distance to the first atom, so that 1 Å there is ``LENGTH`` here."""
+
+    def charges(params, system, graph):
+        distance = jnp.linalg.norm(system.positions - system.positions[:1], axis=-1)
+        return jnp.exp(-distance)
+
+    source = dataclasses.replace(SILICON, charges=charges)
+    moved = rescaled(source, length=LENGTH, species={32: 14})
+    system = germanium()
+    found = moved.charges(None, system, host_graph(system, moved.cutoff))
+    distance = np.linalg.norm(np.asarray(system.positions - system.positions[:1]), axis=-1)
+    np.testing.assert_allclose(found, np.exp(-distance / LENGTH), rtol=1e-12)
+    assert rescaled(SILICON).charges is None
 
 
 def test_model_file_rebuilds_it(tmp_path):

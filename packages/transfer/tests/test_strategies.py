@@ -79,6 +79,10 @@ def test_bad_strategies_are_refused():
         Strategy(pull=-1.0)
     with pytest.raises(ValueError, match=r"`rates` must not be negative, got \{'a': -2.0\}"):
         Strategy(rates={"a": -2.0, "b": 1.0})
+    with pytest.raises(ValueError, match=r"`rank` must be at least 1, got 0"):
+        Strategy(adapters=("a",), rank=0)
+    with pytest.raises(ValueError, match="have nothing to act on"):
+        Strategy(adapters=("a",), pull=0.1)
     with pytest.raises(ValueError, match="freeze every parameter"):
         optimizer_of(Strategy(rates={"*": 0.0}), optax.sgd(0.1), FLAT)
     with pytest.raises(ValueError, match="needs the parameters"):

@@ -103,6 +103,21 @@ def test_more_than_there_are_is_one_batch_of_all(examples):
     assert len(energies_in(batches(1))) == 3
 
 
+def test_batches_take_the_shapes_of_others(examples):
+    """A subset in the shapes of all: the same structures, and one program for both."""
+    every = Batches(examples, 4)
+    few = Batches(examples[:5], 4, like=every)
+    shapes = [str(jax.tree.map(jnp.shape, batches(1))) for batches in (every, few)]
+    assert shapes[0] == shapes[1]
+    found = np.concatenate([energies_in(batch) for batch in few.epoch()])
+    expected = np.concatenate([energies_in(batch) for batch in Batches(examples[:5], 4).epoch()])
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
+    single = Batches(examples[:1], 4, like=every)
+    assert str(jax.tree.map(jnp.shape, single(1))) == shapes[0]
+    larger = Batches(examples, 4, like=few)
+    np.testing.assert_array_equal(energies_in(larger(1)), energies_in(every(1)))
+
+
 def test_prefetching_changes_nothing(examples):
     batches = Batches(examples, 4)
     ahead = prefetch(batches, 3)

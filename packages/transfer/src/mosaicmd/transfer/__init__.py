@@ -6,6 +6,7 @@ from mosaicmd.transfer.learning_curves import (
     Curve,
     Ratios,
     Trial,
+    chosen_rates,
     learning_curve,
     nested_subsets,
     plan_trials,
@@ -20,8 +21,10 @@ from mosaicmd.transfer.scales import (
     lattice_length_ratio,
 )
 from mosaicmd.transfer.strategies import (
+    Learnable,
     Strategy,
     copy_except,
+    learnable,
     optimizer_of,
     pull_towards,
     start,
@@ -31,16 +34,19 @@ __version__ = version("mosaicmd-transfer")
 
 __all__ = [
     "Curve",
+    "Learnable",
     "Ratios",
     "Scales",
     "ScalesFit",
     "Strategy",
     "Trial",
     "__version__",
+    "chosen_rates",
     "copy_except",
     "covalent_length_ratio",
     "fit_scales",
     "lattice_length_ratio",
+    "learnable",
     "learning_curve",
     "nested_subsets",
     "optimizer_of",

@@ -8,6 +8,13 @@ spreads it over processes or machines and keeps what is done::
     curves = {name: learning_curve(plan, results, name, "test/rmse", tuned_on="validation/rmse")
               for name in ("scratch", "transfer")}
     ratios = relative_errors(curves["transfer"], curves["scratch"])
+
+Where trainings are dear, rates are tried with some of the seeds, and the others follow::
+
+    tried = plan_trials(strategies, sizes, seeds=1, rates=rates)
+    best = chosen_rates(tried, cluster.map(train_and_test, tried, cache=folder),
+                        tuned_on="validation/rmse")
+    plan = [Trial(*key, seed, rate) for key, rate in best.items() for seed in range(3)]
 """
 
 from __future__ import annotations
@@ -91,6 +98,37 @@ def plan_trials(
     """Every combination: all strategies get the same sizes, seeds and learning rates to try."""
     combinations = itertools.product(strategies, sizes, range(seeds), rates)
     return [Trial(*one) for one in combinations]
+
+
+def chosen_rates(
+    trials: Sequence[Trial], results: Sequence[Mapping[str, float]], *, tuned_on: str
+) -> dict[tuple[str, int], float]:
+    """The learning rate with the lowest mean of a metric over seeds, by strategy and size.
+
+    Args:
+        trials: as :func:`plan_trials` gives.
+        results: metrics of each trial.
+        tuned_on: the metric, of validation; where it is not finite the rate is not taken.
+
+    Raises:
+        ValueError: if a trial lacks the metric, rates were tried with different seeds, or
+            no rate gave a finite value.
+    """
+    found: dict[tuple[str, int], dict[float, dict[int, float]]] = {}
+    for trial, result in zip(trials, results, strict=True):
+        if tuned_on not in result:
+            raise ValueError(f"{trial} has no metric {tuned_on!r}; it has {sorted(result)}")
+        tried = found.setdefault((trial.strategy, trial.size), {})
+        tried.setdefault(trial.rate, {})[trial.seed] = result[tuned_on]
+    best = {}
+    for key, tried in found.items():
+        if len(seeds := {tuple(sorted(one)) for one in tried.values()}) > 1:
+            raise ValueError(f"rates of {key} were tried with different seeds: {sorted(seeds)}")
+        scores = {rate: np.mean(list(one.values())) for rate, one in tried.items()}
+        if not np.any(np.isfinite(list(scores.values()))):
+            raise ValueError(f"no rate of {sorted(scores)} gave {key} a finite {tuned_on!r}")
+        best[key] = min(scores, key=lambda r, s=scores: s[r] if np.isfinite(s[r]) else np.inf)
+    return best
 
 
 def learning_curve(

@@ -30,6 +30,7 @@ def rescaled(
     exact: Stillinger–Weber potentials of equal ``lambda`` are rescalings of each other, and
     their elastic constants are in the ratio ``energy / length**3``. The parameters are those
     of ``potential``, so training goes on from there, and a model file rebuilds the whole.
+    Charges, where the source predicts them, are those that it has at ``R / length``.
 
     Args:
         potential: of the source.
@@ -51,12 +52,18 @@ def rescaled(
     if known is not None and (unknown := sorted(set(table.values()) - set(known))):
         raise ValueError(f"`species` maps to {unknown}, which the source, made for {known}, lacks")
 
-    def energies(params: Params, system: System, graph: Graph) -> Array:
+    def shrunk(system: System) -> System:
         if table:
             sources = jnp.asarray(list(table.values()), system.species.dtype)
             system = system._replace(species=sources[species_index(list(table), system)])
-        system = system._replace(positions=system.positions / length, cell=system.cell / length)
-        return energy * potential.energy(params, system, graph)
+        return system._replace(positions=system.positions / length, cell=system.cell / length)
+
+    def energies(params: Params, system: System, graph: Graph) -> Array:
+        return energy * potential.energy(params, shrunk(system), graph)
+
+    def charges(params: Params, system: System, graph: Graph) -> Array:
+        assert potential.charges is not None
+        return potential.charges(params, shrunk(system), graph)
 
     return Potential(
         architecture="rescaled",
@@ -71,6 +78,7 @@ def rescaled(
         energy=energies,
         cutoff=length * potential.cutoff,
         species=tuple(table) if table else known,
+        charges=None if potential.charges is None else charges,
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mosaicmd.kernel.potentials import Params, Potential
+from mosaicmd.kernel.adapters import adapted, low_rank_adapters, merge_adapters
+from mosaicmd.kernel.potentials import EnergyFn, Params, Potential
 from mosaicmd.kernel.pytrees import matching_leaves
 from mosaicmd.transfer.rescaled import rescaled
 from mosaicmd.transfer.scales import Scales
@@ -34,18 +35,30 @@ class Strategy:
         rates: factors of the learning rate by pattern, the first that matches; 0 freezes.
         pull: ``c`` of the term ``c/2 |theta - theta_source|²`` added to the loss, for
             parameters that were copied.
+        adapters: matrices that learn by a change of low rank while all else stays
+            (:mod:`mosaicmd.kernel.adapters`); ``()``: everything learns as it is.
+        rank: of those changes, at most.
     """
 
     scales: Scales | None = None
     reinitialise: tuple[str, ...] = ()
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     pull: float = 0.0
+    adapters: tuple[str, ...] = ()
+    rank: int = 4
 
     def __post_init__(self) -> None:
         if not self.pull >= 0.0:
             raise ValueError(f"`pull` must not be negative, got {self.pull}")
         if bad := {pattern: rate for pattern, rate in self.rates.items() if not rate >= 0.0}:
             raise ValueError(f"`rates` must not be negative, got {bad}")
+        if self.rank < 1:
+            raise ValueError(f"`rank` must be at least 1, got {self.rank}")
+        if self.adapters and (self.reinitialise or self.rates or self.pull):
+            raise ValueError(
+                "`adapters` leave all parameters as they are: `reinitialise`, `rates` and `pull` "
+                "have nothing to act on; give one or the other"
+            )
 
     def record(self) -> dict[str, Any]:
         """As JSON, for ``save_model(..., training={"transfer": strategy.record()})``."""
@@ -82,6 +95,36 @@ def start(
     return target, copy_except(params, target.init(key), strategy.reinitialise)
 
 
+class Learnable(NamedTuple):
+    """What a training moves, and how that becomes a model."""
+
+    energy: EnergyFn  # of the parameters to learn
+    params: Params  # to start from
+    merge: Callable[[Params], Params]  # what was learned -> parameters of the potential
+
+
+def learnable(strategy: Strategy, potential: Potential, params: Params, key: Array) -> Learnable:
+    """The function to train: of all parameters, or of adapters where the strategy has them.
+
+    Args:
+        strategy: see its ``adapters`` and ``rank``.
+        potential: from :func:`start`.
+        params: from :func:`start`.
+        key: of the adapters, which change nothing at the start.
+
+    Raises:
+        ValueError: for a pattern that matches no matrix.
+    """
+    if not strategy.adapters:
+        return Learnable(potential.energy, params, lambda learned: learned)
+    adapters = low_rank_adapters(params, strategy.adapters, rank=strategy.rank, key=key)
+    return Learnable(
+        adapted(potential.energy, params),
+        adapters,
+        lambda learned: merge_adapters(params, learned),
+    )
+
+
 def copy_except(params: Params, fresh: Params, patterns: Sequence[str]) -> Params:
     """``params``, with those leaves of ``fresh`` whose path matches a pattern.
 
@@ -105,8 +148,9 @@ def optimizer_of(
     Args:
         strategy: see its ``rates`` and ``pull``.
         optimizer: of the parameters, for example ``optax.adam(1e-3)``.
-        source: parameters of the source, to which the pull leads. The pull is part of the
-            gradient that ``optimizer`` sees, as in a loss.
+        source: parameters of the source, to which the pull leads, or the adapters that
+            :func:`learnable` made. The pull is part of the gradient that ``optimizer``
+            sees, as in a loss.
 
     Raises:
         ValueError: for a pattern that matches nothing, or rates that freeze everything.

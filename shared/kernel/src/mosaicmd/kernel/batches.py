@@ -9,6 +9,7 @@ epoch resemble each other, which lowers the noise of their gradients.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,8 @@ class Batches:
             and on CPUs as many as keep a slot within a cache.
         mesh: from :func:`mosaicmd.kernel.data_parallel.batch_mesh`: slots are spread over
             its devices, and ``n_slots`` becomes a multiple of their number.
+        like: batches of other structures whose arrays these are padded to, so that a program
+            compiled for the one serves the other; larger structures make larger arrays.
 
     Raises:
         ValueError: for no examples and for sizes below 1.
@@ -64,6 +67,7 @@ class Batches:
         separate: bool = False,
         n_slots: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        like: Batches | None = None,
     ) -> None:
         if not examples:
             raise ValueError("`examples` is empty: there is nothing to make batches of")
@@ -79,7 +83,13 @@ class Batches:
         missing = self.batch_size * self.steps_per_epoch - len(examples)
         by_size = np.concatenate([np.argsort(-sizes, kind="stable"), np.full(missing, -1)])
         self._strata = by_size.reshape(self.batch_size, self.steps_per_epoch)
-        self._form, self._slots = self._plan(n_slots)
+        self._form, self._slots = self._plan(
+            len(like._slots) if n_slots is None and like is not None else n_slots
+        )
+        if like is not None:
+            sizes_of = ("n_atoms", "n_edges", "n_structures")
+            larger = {n: max(getattr(self._form, n), getattr(like._form, n)) for n in sizes_of}
+            self._form = dataclasses.replace(self._form, **larger)
         self._order = functools.lru_cache(maxsize=2)(self._order_of_epoch)
 
     def __call__(self, step: int) -> Batch:
