@@ -31,7 +31,7 @@ def test_without_periodic_directions_nothing_is_computed():
     """With directions that are known while tracing, the program is empty."""
     vectors = np.random.default_rng(2).normal(size=(5, 3))
     none = np.zeros(3, bool)
-    program = jax.make_jaxpr(lambda v: minimum_image(v, jnp.zeros((3, 3)), none))(vectors)
+    program = jax.make_jaxpr(lambda v: minimum_image(v, np.zeros((3, 3)), none))(vectors)
     assert not program.eqns
     traced = jax.jit(minimum_image)(jnp.asarray(vectors), jnp.zeros((3, 3)), jnp.asarray(none))
     np.testing.assert_array_equal(traced, vectors)

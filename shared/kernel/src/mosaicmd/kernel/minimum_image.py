@@ -17,10 +17,10 @@ def minimum_image(vectors: Array, cell: Array, pbc: Array | np.ndarray) -> Array
 
     Exact however skewed the cell is: the lattice vectors are reduced first, as in
     Minkowski's reduction, and then the images next to the rounded one are compared.
-    Differentiable in vectors and cell. Where ``pbc`` is known while tracing, and false in all
-    directions, the vectors are returned as they are and nothing is computed.
+    Differentiable in vectors and cell. Where ``pbc`` is a NumPy array, known while
+    tracing, and false in all directions, the vectors come back and nothing is computed.
     """
-    if not isinstance(pbc, jax.core.Tracer) and not np.any(pbc):
+    if isinstance(pbc, np.ndarray) and not pbc.any():
         return vectors
     pbc = jnp.asarray(pbc)
     periodic = pbc.astype(vectors.dtype)
