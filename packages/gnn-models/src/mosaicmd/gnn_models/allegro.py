@@ -21,6 +21,7 @@ from mosaicmd.gnn_models.equivariant import (
     natural,
     spherical_harmonics,
 )
+from mosaicmd.gnn_models.layered import Between, Layered
 from mosaicmd.gnn_models.pairs import check_species, species_index
 from mosaicmd.gnn_models.radial import (
     bessel_basis,
@@ -147,20 +148,40 @@ def allegro(config: AllegroConfig) -> Potential:
         Musaelian, Batzner, Johansson, Sun, Owen, Kornbluth & Kozinsky, Nat. Commun. 14, 579
         (2023).
     """
-    parts = allegro_parts(config)
+    return allegro_layers(config).potential("allegro", config.model_dump(mode="json"))
 
-    def energy(params: Params, system: System, graph: Graph) -> Array:
+
+def allegro_layers(config: AllegroConfig) -> Layered:
+    """What :func:`allegro` is made of; sums of scalars of pairs are seen, and pairs changed."""
+    parts, n_scalars = allegro_parts(config), config.n_scalars
+
+    def energy(
+        params: Params,
+        system: System,
+        graph: Graph,
+        between: Between | None = None,
+        carry: Any = None,
+    ) -> tuple[Array, Any]:
         state = parts.embed(params, system, graph)
         for k in range(config.n_layers):
             state = parts.layer(params, k, state, system, graph)
+            if between is not None and k < config.n_layers - 1:
+                sums = sum_edges(state.scalars, graph, system.n_atoms)
+                change, carry = between(k, sums * config.mean_neighbors**-0.5, carry)
+                if change is not None:
+                    around = gather_receivers(change[:, :n_scalars], graph)
+                    beside = gather_senders(change[:, n_scalars:], graph)
+                    scalars = state.scalars + state.envelope * (around + beside)
+                    state = state._replace(scalars=scalars)
         values = sum_edges(parts.readout(params, state), graph, system.n_atoms)
-        return jnp.where(system.mask, values, 0.0)
+        return jnp.where(system.mask, values, 0.0), carry
 
-    return Potential(
-        architecture="allegro",
-        config=config.model_dump(mode="json"),
+    return Layered(
         init=parts.init,
         energy=energy,
+        n_layers=config.n_layers,
+        n_scalars=n_scalars,
+        n_changes=2 * n_scalars,
         cutoff=config.cutoff,
         species=config.species,
     )

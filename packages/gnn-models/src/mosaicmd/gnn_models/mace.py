@@ -18,6 +18,7 @@ from mosaicmd.gnn_models.equivariant import (
     natural,
     spherical_harmonics,
 )
+from mosaicmd.gnn_models.layered import Between, Layered
 from mosaicmd.gnn_models.pairs import check_species, species_index
 from mosaicmd.gnn_models.radial import (
     bessel_basis,
@@ -121,6 +122,11 @@ def mace(config: MACEConfig) -> Potential:
     References:
         Batatia, Kovács, Simm, Ortner & Csányi, Adv. Neural Inf. Process. Syst. 35 (2022).
     """
+    return mace_layers(config).potential("mace", config.model_dump(mode="json"))
+
+
+def mace_layers(config: MACEConfig) -> Layered:
+    """What :func:`mace` is made of; energies of a layer are read before its scalars change."""
     C, n_species = config.n_channels, len(config.species)
     steps = _steps(config)
 
@@ -134,7 +140,13 @@ def mace(config: MACEConfig) -> Potential:
             "layers": tuple(layers),
         }
 
-    def energy(params: Params, system: System, graph: Graph) -> Array:
+    def energy(
+        params: Params,
+        system: System,
+        graph: Graph,
+        between: Between | None = None,
+        carry: Any = None,
+    ) -> tuple[Array, Any]:
         graph, owner = in_blocks(graph, system.n_atoms)
         vectors = jnp.stack(edge_components(system, graph))
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, vectors.dtype), params)
@@ -146,7 +158,7 @@ def mace(config: MACEConfig) -> Potential:
 
         h = {natural(0): params["embedding"][kinds][None]}
         values = jnp.zeros((), vectors.dtype)
-        for step, layer in zip(steps, params["layers"], strict=True):
+        for t, (step, layer) in enumerate(zip(steps, params["layers"], strict=True)):
             up = {name: linear(layer["up"][name], x) for name, x in h.items()}
             weights = perceptron(layer["radial"], radial)
             sums = convolve(up, weights, harmonics, step.paths, graph, owner)
@@ -165,16 +177,13 @@ def mace(config: MACEConfig) -> Potential:
                     new[name] += mix_by_species(layer["skip"][name], h[name], kinds)
             h = new
             values = values + perceptron(layer["readout"], h[natural(0)][0])[:, 0]
-        return jnp.where(system.mask, values, 0.0)
+            if between is not None and not step.is_last:
+                change, carry = between(t, h[natural(0)][0], carry)
+                if change is not None:
+                    h = {**h, natural(0): h[natural(0)] + change[None]}
+        return jnp.where(system.mask, values, 0.0), carry
 
-    return Potential(
-        architecture="mace",
-        config=config.model_dump(mode="json"),
-        init=init,
-        energy=energy,
-        cutoff=config.cutoff,
-        species=config.species,
-    )
+    return Layered(init, energy, config.n_layers, C, C, config.cutoff, config.species)
 
 
 def build(config: Mapping[str, Any]) -> Potential:

@@ -20,6 +20,7 @@ from mosaicmd.gnn_models.equivariant import (
     natural,
     spherical_harmonics,
 )
+from mosaicmd.gnn_models.layered import Between, Layered
 from mosaicmd.gnn_models.pairs import check_species, species_index
 from mosaicmd.gnn_models.radial import (
     init_perceptron,
@@ -108,6 +109,11 @@ def nequip(config: NequIPConfig) -> Potential:
         Batzner, Musaelian, Sun, Geiger, Mailoa, Kornbluth, Molinari, Smidt & Kozinsky,
         Nat. Commun. 13, 2453 (2022).
     """
+    return nequip_layers(config).potential("nequip", config.model_dump(mode="json"))
+
+
+def nequip_layers(config: NequIPConfig) -> Layered:
+    """What :func:`nequip` is made of; the even scalars of atoms may be changed."""
     F, n_species, cutoff = config.n_features, len(config.species), config.cutoff
     steps = _steps(config)
 
@@ -120,7 +126,13 @@ def nequip(config: NequIPConfig) -> Potential:
             "readout": init_perceptron(readout, (F, F // 2, 1)),
         }
 
-    def energy(params: Params, system: System, graph: Graph) -> Array:
+    def energy(
+        params: Params,
+        system: System,
+        graph: Graph,
+        between: Between | None = None,
+        carry: Any = None,
+    ) -> tuple[Array, Any]:
         graph, owner = in_blocks(graph, system.n_atoms)
         vectors = jnp.stack(edge_components(system, graph))
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, vectors.dtype), params)
@@ -132,7 +144,7 @@ def nequip(config: NequIPConfig) -> Potential:
         kinds = species_index(config.species, system)
 
         h = {_SCALAR: params["embedding"][kinds][None]}
-        for step, layer in zip(steps, params["layers"], strict=True):
+        for t, (step, layer) in enumerate(zip(steps, params["layers"], strict=True)):
             before = {name: linear(layer["before"][name], x) for name, x in h.items()}
             weights = perceptron(layer["radial"], radial) * config.mean_neighbors**-0.5
             sums = convolve(before, weights, harmonics, step.paths, graph, owner)
@@ -140,18 +152,15 @@ def nequip(config: NequIPConfig) -> Potential:
             for name, weight in layer["skip"].items():
                 new[name] += mix_by_species(weight, h[name], kinds)
             h = _gated(new, F)
+            if between is not None and t < config.n_layers - 1:
+                change, carry = between(t, h[_SCALAR][0], carry)
+                if change is not None:
+                    h = {**h, _SCALAR: h[_SCALAR] + change[None]}
         first, second = params["readout"]
         values = linear(second, linear(first, h[_SCALAR][0]))[:, 0]
-        return jnp.where(system.mask, values, 0.0)
+        return jnp.where(system.mask, values, 0.0), carry
 
-    return Potential(
-        architecture="nequip",
-        config=config.model_dump(mode="json"),
-        init=init,
-        energy=energy,
-        cutoff=cutoff,
-        species=config.species,
-    )
+    return Layered(init, energy, config.n_layers, F, F, cutoff, config.species)
 
 
 def build(config: Mapping[str, Any]) -> Potential:

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mosaicmd.gnn_models.cutoffs import polynomial_switch
+from mosaicmd.gnn_models.layered import Between, Layered
 from mosaicmd.gnn_models.pairs import check_species, species_index
 from mosaicmd.kernel.config import Config, Length, load_config
 from mosaicmd.kernel.graphs import Graph, edge_vectors, gather_senders, sum_edges
@@ -86,6 +87,11 @@ def painn(config: PaiNNConfig) -> Potential:
         Schütt, Unke & Gastegger, Proc. Mach. Learn. Res. 139, 9377 (2021), Eqs. 7-10.
         Gasteiger, Groß & Günnemann, ICLR (2020): the radial basis.
     """
+    return painn_layers(config).potential("painn", config.model_dump(mode="json"))
+
+
+def painn_layers(config: PaiNNConfig) -> Layered:
+    """What :func:`painn` is made of; the scalar features of atoms may be changed."""
     F, cutoff = config.n_features, config.cutoff
     last = config.n_layers - 1
 
@@ -117,7 +123,13 @@ def painn(config: PaiNNConfig) -> Potential:
             },
         }
 
-    def energy(params: Params, system: System, graph: Graph) -> Array:
+    def energy(
+        params: Params,
+        system: System,
+        graph: Graph,
+        between: Between | None = None,
+        carry: Any = None,
+    ) -> tuple[Array, Any]:
         vectors = edge_vectors(system, graph)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, vectors.dtype), params)
         distances = jnp.sqrt(jnp.sum(vectors**2, axis=1, keepdims=True))
@@ -135,17 +147,13 @@ def painn(config: PaiNNConfig) -> Potential:
             s, v = s + ds, dv if v is None else v + dv
             ds, dv = _update(layer["update"], s, v)
             s, v = s + ds, v if k == last else v + dv
+            if between is not None and k < last:
+                change, carry = between(k, s, carry)
+                s = s if change is None else s + change
         values = _perceptron(params["readout"], s)[:, 0]
-        return jnp.where(system.mask, values, 0.0)
+        return jnp.where(system.mask, values, 0.0), carry
 
-    return Potential(
-        architecture="painn",
-        config=config.model_dump(mode="json"),
-        init=init,
-        energy=energy,
-        cutoff=cutoff,
-        species=config.species,
-    )
+    return Layered(init, energy, config.n_layers, F, F, cutoff, config.species)
 
 
 def build(config: Mapping[str, Any]) -> Potential:
