@@ -1,4 +1,4 @@
-"""Charges that minimise their energy at a given net charge, solved densely.
+"""Charges that minimise their energy at given net charges, as a potential.
 
 ``E(q) = sum_i chi_i q_i + 1/2 J_i q_i² + 1/2 sum_ij q_i A_ij q_j`` with electronegativities
 ``chi``, hardnesses ``J`` and the matrix ``A`` of
@@ -8,101 +8,110 @@ themselves: what is called hardness elsewhere is ``J_i + k / (sqrt(pi) sigma_i)`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve
+import numpy as np
 from pydantic import Field, model_validator
 
 from mosaicmd.kernel.config import Config, Length, load_config
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.potentials import Potential
 from mosaicmd.kernel.systems import System
+from mosaicmd.kernel.units import COULOMB_CONSTANT
 from mosaicmd.qeq_longrange.coulomb import NO_EDGES, check_species, per_species
-from mosaicmd.qeq_longrange.electrostatics import coulomb_matrix, coulomb_potentials
+from mosaicmd.qeq_longrange.electrostatics import coulomb_matrix, coulomb_operator
+from mosaicmd.qeq_longrange.equilibrium import (
+    Equilibrium,
+    equilibrate_charges,
+    equilibrate_charges_iteratively,
+)
 from mosaicmd.qeq_longrange.plans import CoulombPlan
 
 Array = jax.Array
 
 
-class Equilibrium(NamedTuple):
-    """Charges in equilibrium, and what to know of them."""
+class SolverConfig(Config):
+    """How charges are solved for.
 
-    charges: Array  # [n_atoms], e, zero for masked atoms
-    chemical_potential: Array  # [], eV/e, dE/dq of every atom
-    stable: Array  # [], bool: the energy has a minimum; if not, the charges are not numbers
+    ``dense`` factors a matrix: memory grows with the square, time with the cube of the number
+    of atoms; it is quick for some hundred. ``iterative`` applies the Coulomb sum of the plan
+    until the residual has fallen to ``tolerance`` of where it starts (1e-10, and 1e-5 in
+    float32, if left out).
+    """
+
+    method: Literal["dense", "iterative"] = "dense"
+    tolerance: float | None = Field(default=None, gt=0.0, lt=1.0)
+    max_iterations: int = Field(default=1000, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> SolverConfig:
+        if self.method == "dense" and self.tolerance is not None:
+            raise ValueError('`tolerance` has no meaning for the method "dense"')
+        return self
 
 
-def equilibrate_charges(
-    hardness_matrix: Array, electronegativity: Array, total_charge: Array | float, mask: Array
+class Fragments(NamedTuple):
+    """Sets of atoms whose charges are given."""
+
+    labels: Array  # [n_atoms], int32: the fragment of every atom
+    charges: Array  # [n_fragments], e
+
+
+def equilibrium_of_gaussians(
+    system: System,
+    graph: Graph | None,
+    plan: CoulombPlan,
+    *,
+    electronegativity: Array,
+    hardness: Array,
+    widths: Array,
+    solver: SolverConfig,
+    fragments: Fragments | None = None,
 ) -> Equilibrium:
-    """Charges that minimise ``chi . q + q . H q / 2`` subject to ``sum(q) = total_charge``.
-
-    The constraint is eliminated: with ``P`` the projection on charges of sum zero, ``P H P`` is
-    factored by Cholesky, so ``H`` need be positive only for these. Differentiable to any order
-    in every argument by one more solution with the same factor.
+    """Charges in equilibrium of Gaussians in a system of net charge ``system.total_charge``.
 
     Args:
-        hardness_matrix: symmetric ``H``, ``[n_atoms, n_atoms]``, eV/e²; hardness included.
-        electronegativity: ``chi``, ``[n_atoms]``, eV/e.
-        total_charge: net charge, e.
-        mask: real atoms, ``[n_atoms]``, bool; rows and columns of others are not looked at.
-
-    Raises:
-        ValueError: for shapes that do not belong to the same number of atoms.
-
-    References:
-        Rappé & Goddard, J. Phys. Chem. 95, 3358 (1991).
+        system: one structure; without ``total_charge`` it is neutral.
+        graph: neighbors within at least ``plan.cutoff``; ``None`` for a direct sum.
+        plan: of the Coulomb sum.
+        electronegativity: ``[n_atoms]``, eV/e.
+        hardness: ``[n_atoms]``, eV/e², without the energy of a Gaussian in its own field.
+        widths: ``[n_atoms]``, Å.
+        solver: how.
+        fragments: in place of ``system.total_charge``.
     """
-    n_slots = mask.shape[0]
-    for name, array, shape in (
-        ("hardness_matrix", hardness_matrix, (n_slots, n_slots)),
-        ("electronegativity", electronegativity, (n_slots,)),
-    ):
-        if array.shape != shape:
-            raise ValueError(f"`{name}` must have shape {shape}, got {array.shape}")
-    dtype = hardness_matrix.dtype
-    both = mask[:, None] & mask[None, :]
-    matrix = jnp.where(both, hardness_matrix, 0.0)
-    chi = jnp.where(mask, jnp.asarray(electronegativity, dtype), 0.0)
-    real = mask.astype(dtype)
-    n_atoms = jnp.maximum(jnp.sum(real), 1.0)
-
-    def neutral(values: Array) -> Array:
-        return real * (values - jnp.sum(real * values) / n_atoms)
-
-    def curvature(values: Array) -> Array:
-        """``P H P``, and a positive multiple of what it leaves out."""
-        inner = neutral(values)
-        return neutral(jnp.matmul(matrix, inner, precision="highest")) + scale * (values - inner)
-
-    frozen = jax.lax.stop_gradient(matrix)
-    scale = jnp.sum(jnp.diagonal(jnp.abs(frozen))) / n_atoms + 1e-6
-    means = jnp.sum(frozen, axis=1) / n_atoms
-    centered = frozen - means[:, None] - means[None, :] + jnp.sum(means) / n_atoms
-    rest = jnp.diag(1.0 - real) + real[:, None] * real[None, :] / n_atoms
-    factor = jnp.linalg.cholesky(jnp.where(both, centered, 0.0) + scale * rest)
-
-    uniform = real * jnp.asarray(total_charge, dtype) / n_atoms
-    push = chi + jnp.matmul(matrix, uniform, precision="highest")
-    shift = jax.lax.custom_linear_solve(
-        curvature,
-        -neutral(push),
-        lambda _, target: cho_solve((factor, True), target),
-        symmetric=True,
+    total = 0.0 if system.total_charge is None else system.total_charge
+    labels = None
+    if fragments is not None:
+        total, labels = fragments.charges, fragments.labels
+    if solver.method == "dense":
+        matrix = coulomb_matrix(system, graph, plan, widths=widths) + jnp.diag(hardness)
+        return equilibrate_charges(matrix, electronegativity, total, system.mask, fragments=labels)
+    operator = coulomb_operator(system, graph, plan, widths=widths)
+    own = COULOMB_CONSTANT / math.sqrt(math.pi) / jnp.where(system.mask, widths, 1.0)
+    return equilibrate_charges_iteratively(
+        lambda charges: operator(charges) + hardness * charges,
+        hardness + own,
+        electronegativity,
+        total,
+        system.mask,
+        fragments=labels,
+        tolerance=solver.tolerance,
+        max_iterations=solver.max_iterations,
     )
-    charges = uniform + neutral(shift)
-    slope = chi + jnp.matmul(matrix, charges, precision="highest")
-    return Equilibrium(charges, jnp.sum(slope) / n_atoms, jnp.all(jnp.isfinite(factor)))
 
 
 class ChargeEquilibrationConfig(Config):
     """Settings and initial parameters of :func:`charge_equilibration`.
 
     One ``electronegativity`` (eV/e), ``hardness`` (eV/e²) and ``widths`` (Å, standard deviation of
-    the Gaussian charge) for each of ``species``.
+    the Gaussian charge) for each of ``species``. The atoms in each of ``fragments``, given by
+    their indices, hold together the charge in ``fragment_charges`` (e); all others hold the
+    rest of the net charge.
     """
 
     plan: CoulombPlan
@@ -110,6 +119,9 @@ class ChargeEquilibrationConfig(Config):
     electronegativity: tuple[float, ...]
     hardness: tuple[float, ...]
     widths: tuple[Length, ...] = Field(description="Å")
+    solver: SolverConfig = SolverConfig()
+    fragments: tuple[tuple[int, ...], ...] = ()
+    fragment_charges: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> ChargeEquilibrationConfig:
@@ -122,6 +134,17 @@ class ChargeEquilibrationConfig(Config):
                 )
             if name != "electronegativity" and min(values) <= 0.0:
                 raise ValueError(f"`{name}` must be positive, got {list(values)}")
+        if len(self.fragments) != len(self.fragment_charges):
+            raise ValueError(
+                f"`fragment_charges` has {len(self.fragment_charges)} values for "
+                f"{len(self.fragments)} `fragments`"
+            )
+        atoms = [atom for fragment in self.fragments for atom in fragment]
+        if not all(self.fragments) or min(atoms, default=0) < 0 or len(set(atoms)) < len(atoms):
+            raise ValueError(
+                "`fragments` must be disjoint lists of indices of atoms, none of them empty, got "
+                f"{[list(fragment) for fragment in self.fragments]}"
+            )
         return self
 
 
@@ -136,10 +159,13 @@ def charge_equilibration(config: ChargeEquilibrationConfig) -> ChargeEquilibrati
     """Energy of charges in equilibrium with net charge ``system.total_charge`` (zero if none).
 
     Parameters: ``{"electronegativity": [n_species], eV/e, "hardness": [n_species], eV/e²,
-    "widths": [n_species], Å}``, stored as they are; the last two must stay positive. A dense
-    matrix is solved: memory grows with the square, time with the cube of the number of atoms;
-    some hundred are meant. Forces are those at fixed charges, as the energy is stationary in
-    them. Where it has no minimum, energies are not numbers.
+    "widths": [n_species], Å}``, stored as they are; the last two must stay positive. The energy
+    is stationary in the charges, so forces are those at fixed charges, and take no further
+    solution; second derivatives do. Where it has no minimum, energies are not numbers.
+
+    Raises:
+        ValueError: on evaluation, for a system with fewer atoms than ``fragments`` speak of, or
+            none that are in none of them.
     """
     plan, species = config.plan, config.species
 
@@ -150,15 +176,43 @@ def charge_equilibration(config: ChargeEquilibrationConfig) -> ChargeEquilibrati
 
     def equilibrium(params: dict[str, Array], system: System, graph: Graph) -> Equilibrium:
         chi, hardness, widths = _per_atom(params, species, system)
-        matrix = coulomb_matrix(system, graph, plan, widths=widths) + jnp.diag(hardness)
-        total = 0.0 if system.total_charge is None else system.total_charge
-        return equilibrate_charges(matrix, chi, total, system.mask)
+        return equilibrium_of_gaussians(
+            system,
+            graph,
+            plan,
+            electronegativity=chi,
+            hardness=hardness,
+            widths=widths,
+            solver=config.solver,
+            fragments=_fragments(config, system),
+        )
+
+    def slopes(
+        charges: Array, params: dict[str, Array], system: System, graph: Graph
+    ) -> tuple[Array, Array]:
+        """Energies at given charges, and their derivatives in these, ``[n_atoms]`` each."""
+        chi, hardness, widths = _per_atom(params, species, system)
+        potentials = coulomb_operator(system, graph, plan, widths=widths)(charges)
+        field = hardness * charges + potentials
+        return charges * (chi + 0.5 * field), chi + field
+
+    @jax.custom_jvp
+    def at_charges(charges: Array, params: dict[str, Array], system: System, graph: Graph) -> Array:
+        return slopes(charges, params, system, graph)[0]
+
+    @at_charges.defjvp
+    def _envelope(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        """The change at fixed charges, and what a change of the net charge costs."""
+        charges, _, system, _ = primals
+        (energies, slope), (change, _) = jax.jvp(
+            lambda *rest: slopes(charges, *rest), primals[1:], tangents[1:]
+        )
+        if system.total_charge is not None:
+            change = change + slope * _last_share(config, system) * tangents[2].total_charge
+        return energies, change
 
     def energy(params: dict[str, Array], system: System, graph: Graph) -> Array:
-        chi, hardness, widths = _per_atom(params, species, system)
-        charges = equilibrium(params, system, graph).charges
-        potentials = coulomb_potentials(charges, system, graph, plan, widths=widths)
-        return charges * (chi + 0.5 * hardness * charges + 0.5 * potentials)
+        return at_charges(equilibrium(params, system, graph).charges, params, system, graph)
 
     potential = Potential(
         architecture="charge_equilibration",
@@ -175,6 +229,38 @@ def charge_equilibration(config: ChargeEquilibrationConfig) -> ChargeEquilibrati
 def build(config: Mapping[str, Any]) -> Potential:
     """The potential of :func:`charge_equilibration` from the configuration in a model file."""
     return charge_equilibration(load_config(ChargeEquilibrationConfig, config)).potential
+
+
+def _labels(config: ChargeEquilibrationConfig, system: System) -> np.ndarray:
+    """The fragment of every atom, the last one for those that the settings do not name."""
+    labels = np.full(system.n_atoms, len(config.fragments), np.int32)
+    if (last := max(map(max, config.fragments), default=-1)) >= system.n_atoms - 1:
+        named = sum(map(len, config.fragments))
+        if last >= system.n_atoms or named >= system.n_atoms:
+            raise ValueError(
+                f"`fragments` name {named} atoms, the last of index {last}, of a system of "
+                f"{system.n_atoms} atoms; leave at least one of its atoms for the rest"
+            )
+    for label, atoms in enumerate(config.fragments):
+        labels[list(atoms)] = label
+    return labels
+
+
+def _fragments(config: ChargeEquilibrationConfig, system: System) -> Fragments | None:
+    if not config.fragments:
+        return None
+    dtype = system.positions.dtype
+    given = jnp.asarray(config.fragment_charges, dtype)
+    total = jnp.zeros((), dtype) if system.total_charge is None else system.total_charge
+    charges = jnp.append(given, total - jnp.sum(given))
+    return Fragments(jnp.asarray(_labels(config, system)), charges)
+
+
+def _last_share(config: ChargeEquilibrationConfig, system: System) -> Array:
+    """One over its number of atoms on those that hold the rest of the net charge, else zero."""
+    rest = system.mask & jnp.asarray(_labels(config, system) == len(config.fragments))
+    rest = rest.astype(system.positions.dtype)
+    return rest / jnp.maximum(jnp.sum(rest), 1.0)
 
 
 def _per_atom(
