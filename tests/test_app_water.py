@@ -35,7 +35,7 @@ def small_settings():
 
 def small_network():
     """The published settings with two updates from four frames each."""
-    settings = yaml.safe_load((APP / "config" / "full.yaml").read_text())
+    settings = yaml.safe_load((APP / "config" / "published.yaml").read_text())
     settings["n_beads"] = 343
     short = {"equilibration_ps": 0.1, "production_ps": 0.4}
     settings["training"] |= short | {"n_updates": 2, "chunk_frames": 2}
@@ -139,9 +139,9 @@ def water(monkeypatch):
     return importlib.import_module("water")
 
 
-def test_the_full_preset_is_the_published_one(water):
+def test_one_preset_is_as_published(water):
     """Thaler & Zavadlav (2021): the prior, 7000 steps per update, and Adam with its decay."""
-    settings = load_config(water.WaterConfig, APP / "config" / "full.yaml")
+    settings = load_config(water.WaterConfig, APP / "config" / "published.yaml")
     run = settings.training
     assert (run.every, run.steps(run.equilibration_ps), run.steps(run.production_ps)) == (
         10,
@@ -166,6 +166,41 @@ def test_the_full_preset_is_the_published_one(water):
     assert (rdf.tolerance, adf.tolerance, pressure.clip) == (1.0, 1.0, None)
     water.update_rule(run).init(params)
     assert water.smoothness(settings) is None
+
+
+def test_the_full_preset_learns_the_published_network_from_another_start(water):
+    full, published = (
+        load_config(water.WaterConfig, APP / "config" / f"{name}.yaml")
+        for name in ("full", "published")
+    )
+    assert full.model == published.model
+    assert full.matching is not None
+    assert published.matching is None
+    run = full.training
+    assert run.replicas * run.steps(run.production_ps) == 6000
+
+
+@pytest.mark.slow
+def test_a_network_takes_over_the_forces_of_another_model(water, tmp_path):
+    """From frames at two temperatures, as far as a network this small and short can."""
+    matching = importlib.import_module("matching")
+    settings = yaml.safe_load((APP / "config" / "full.yaml").read_text()) | {"n_beads": 125}
+    small = {"n_features": 8, "species_features": 4, "n_blocks": 1, "n_spherical": 3}
+    settings["model"]["network"] |= small
+    settings["matching"] |= {"temperatures_kelvin": ["300 K", "500 K"], "learning_rate": 0.01}
+    settings["matching"] |= {"n_steps": 150, "equilibration_ps": 0.5, "production_ps": 4.0}
+    settings = load_config(water.WaterConfig, settings)
+    classical = load_config(water.WaterConfig, APP / "config" / "quick.yaml")
+    teacher = water.build_potential(classical.model)
+    potential = water.build_potential(settings.model)
+    key = jax.random.key(0)
+    arguments = (settings, potential, potential.init(key), (teacher, teacher.init(key)), tmp_path)
+    learned = matching.match(*arguments)
+    metrics = read_metrics(tmp_path / "training" / "metrics.jsonl")
+    errors = [line["rmse_forces_mev_per_angstrom"] for line in metrics]
+    assert np.mean(errors[-10:]) < 0.75 * errors[0]
+    again = matching.match(*arguments)
+    jax.tree.map(np.testing.assert_array_equal, learned, again)
 
 
 def test_a_model_is_a_spline_or_a_network(water):

@@ -7,19 +7,20 @@ from typing import Annotated, Any, NamedTuple
 
 import figures
 import jax
+import matching
 import numpy as np
 import typer
 import water
 
 from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler
 from mosaicmd.kernel import observables, units
-from mosaicmd.kernel.config import ConfigError
-from mosaicmd.kernel.integrators import langevin
+from mosaicmd.kernel.config import ConfigError, load_config
 from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.model_files import load_model, save_model
 from mosaicmd.kernel.observables import evaluate_frames
 from mosaicmd.kernel.observables.transport import diffusion_coefficient
 from mosaicmd.kernel.potentials import Potential
+from mosaicmd.kernel.replicas import joined_replicas, split_replicas
 from mosaicmd.kernel.report import Metric, write_results
 from mosaicmd.kernel.run_folders import settings_and_folder
 from mosaicmd.kernel.simulation import Simulation
@@ -45,6 +46,7 @@ class Validation(NamedTuple):
 @app.callback()
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_matmul_precision", "float32")
 
 
 Preset = Annotated[str, typer.Option(help="settings in config/PRESET.yaml")]
@@ -79,7 +81,8 @@ def trained(settings: water.WaterConfig, out: Path) -> tuple[Potential, Any, Any
     potential = water.build_potential(settings.model)
     initial = potential.init(jax.random.key(settings.seed))
     if not (out / "model").exists():
-        learned = learn(settings, potential, initial, out)
+        start = initial if settings.matching is None else matched(settings, potential, initial, out)
+        learned = learn(settings, potential, start, out)
         save_model(out / "model", potential, learned, training=settings.model_dump(mode="json"))
     potential, learned = load_model(out / "model")
     return potential, initial, learned
@@ -95,14 +98,20 @@ def prepare(preset: str, config: Path | None, out: Path | None) -> tuple[water.W
         raise typer.BadParameter(str(error)) from None
 
 
+def matched(settings: water.WaterConfig, potential: Potential, params: Any, out: Path) -> Any:
+    """Parameters that have the forces of the model of another preset, which is learned first."""
+    assert settings.matching is not None
+    other = load_config(water.WaterConfig, HERE / "config" / f"{settings.matching.preset}.yaml")
+    teacher, _, learned = trained(other, out / settings.matching.preset)
+    return matching.match(settings, potential, params, (teacher, learned), out / "matching")
+
+
 def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: Path) -> Any:
     """DiffTRe; the mean of the last iterates."""
     run, kT = settings.training, settings.kT
     key = jax.random.key(settings.seed)
-    dynamics, system = (
-        simulation(settings, run, potential),
-        water.start_system(settings, settings.seed),
-    )
+    dynamics = water.simulation(settings, run, potential)
+    system = water.start_system(settings, settings.seed)
     announce(settings, dynamics, params, system)
     sampler = dynamics_sampler(
         dynamics,
@@ -111,6 +120,7 @@ def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: P
         n_equilibration=run.steps(run.equilibration_ps),
         n_production=run.steps(run.production_ps),
         key=key,
+        replicas=None if run.replicas == 1 else run.replicas,
         directory=out / "training" / "sampling",
         progress=None,
     )
@@ -138,7 +148,8 @@ def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: P
 def announce(settings: water.WaterConfig, dynamics: Simulation, params: Any, system: Any) -> None:
     """Say how long molecular dynamics will take, from a few steps of it."""
     run = settings.training
-    state = dynamics.start(jax.random.key(0), params, system)
+    replicas = None if run.replicas == 1 else run.replicas
+    state = dynamics.start(jax.random.key(0), params, system, replicas=replicas)
     began = time.monotonic()
     dynamics.run(params, state, run.every, progress=False)
     per_step = (time.monotonic() - began) / run.every
@@ -150,25 +161,6 @@ def announce(settings: water.WaterConfig, dynamics: Simulation, params: Any, sys
         f"learning on {jax.default_backend()}: {run.n_updates} updates of about {update} of "
         f"molecular dynamics, {total} in all; a killed run resumes",
         err=True,
-    )
-
-
-def simulation(
-    settings: water.WaterConfig, run: water.RunConfig, potential: Potential, **options: Any
-) -> Simulation:
-    thermostat = langevin(
-        run.timestep_fs * units.FEMTOSECOND,
-        run.friction_per_ps / units.PICOSECOND,
-        settings.kT,
-    )
-    return Simulation(
-        potential.energy,
-        thermostat,
-        cutoff=potential.cutoff,
-        skin=run.skin,
-        every=run.every,
-        chunk_frames=run.chunk_frames,
-        **options,
     )
 
 
@@ -187,9 +179,11 @@ def validate(
     def observe(params: Any, system: Any, graph: Any, momenta: Any) -> dict[str, jax.Array]:
         return {"pressure": pressure.per_frame(params, system, graph, momenta)}
 
-    dynamics = simulation(settings, run, potential, observe=observe)
+    dynamics = water.simulation(settings, run, potential, observe=observe)
     seed = settings.seed + 1
-    state = dynamics.start(jax.random.key(seed), params, water.start_system(settings, seed))
+    start = water.start_system(settings, seed)
+    key, replicas = jax.random.key(seed), None if run.replicas == 1 else run.replicas
+    state = dynamics.start(key, params, start, replicas=replicas)
     skipped = run.steps(run.equilibration_ps)
     total = skipped + run.steps(run.production_ps * fraction)
     _, trajectory = dynamics.run(params, state, total, directory=directory)
@@ -198,19 +192,30 @@ def validate(
 
 def analyse(trajectory: Trajectory, params: Any, pressure: Any) -> Validation:
     shapes = [*water.structure(), observables.tetrahedral_order(r_max=6.0, name="tetrahedral")]
+    runs = [trajectory]
+    if trajectory.systems.positions.ndim == 4:
+        runs, trajectory = split_replicas(trajectory), joined_replicas(trajectory)
     found = evaluate_frames(shapes, params, trajectory)
     averages = {shape.name: shape.estimate(found[shape.name]) for shape in shapes}
     averages["pressure"] = pressure(trajectory)
-    assert trajectory.time is not None
-    duration = float(trajectory.time[-1] - trajectory.time[0])
-    longest = min(10.0 * units.PICOSECOND, 0.5 * duration)
-    diffusion, info = diffusion_coefficient(trajectory, fit=(0.2 * longest, longest))
     return Validation(
         {name: np.asarray(value) for name, (value, _) in averages.items()},
         {name: np.asarray(information.error) for name, (_, information) in averages.items()},
-        (float(diffusion) / SQUARE_METRE_PER_SECOND, float(info.error) / SQUARE_METRE_PER_SECOND),
+        diffusion(runs),
         np.asarray(trajectory.quantities["pressure"]) / units.BAR,
     )
+
+
+def diffusion(runs: list[Trajectory]) -> tuple[float, float]:
+    """The mean over runs and its standard error, m²/s."""
+    found = []
+    for run in runs:
+        assert run.time is not None
+        longest = min(10.0 * units.PICOSECOND, 0.5 * float(run.time[-1] - run.time[0]))
+        value, info = diffusion_coefficient(run, fit=(0.2 * longest, longest))
+        found.append([float(value), float(info.error)])
+    values, errors = np.array(found).T / SQUARE_METRE_PER_SECOND
+    return float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(runs))
 
 
 def measured_diffusion(temperature_kelvin: float) -> float:

@@ -25,8 +25,10 @@ from mosaicmd.gnn_models import (
 from mosaicmd.kernel import observables, units
 from mosaicmd.kernel.config import Config, Density, Energy, Pressure, Temperature, Time
 from mosaicmd.kernel.graphs import host_graph, pad_graph
+from mosaicmd.kernel.integrators import langevin
 from mosaicmd.kernel.observables import Observable
 from mosaicmd.kernel.potentials import Potential, sum_potentials, total_energy
+from mosaicmd.kernel.simulation import Simulation
 from mosaicmd.kernel.systems import System, make_system
 
 OXYGEN = 8
@@ -60,7 +62,8 @@ class ModelConfig(Config):
 class RunConfig(Config):
     """How to simulate; ``friction_per_ps`` is that of the Langevin thermostat.
 
-    After every ``chunk_frames`` frames progress is shown and a run can be resumed.
+    Each of the ``replicas`` runs for that long. After every ``chunk_frames`` frames progress is
+    shown and a run can be resumed.
     """
 
     timestep_fs: Time = Field(gt=0.0)
@@ -70,6 +73,7 @@ class RunConfig(Config):
     friction_per_ps: float = Field(default=1.0, gt=0.0)
     skin: float = Field(default=0.8, ge=0.0)
     chunk_frames: int = Field(default=100, ge=1)
+    replicas: int = Field(default=1, ge=1)
 
     @property
     def every(self) -> int:
@@ -106,12 +110,29 @@ class TrainingConfig(RunConfig):
     average_last: int = Field(default=1, gt=0)
 
 
+class MatchingConfig(RunConfig):
+    """Force matching to the model that another preset learns, as a start for this one.
+
+    That model is simulated at every temperature; weights are of squared deviations in eV/Å and
+    eV/Å³. Adam's learning rate falls along a half cosine.
+    """
+
+    preset: str
+    temperatures_kelvin: tuple[Temperature, ...] = Field(min_length=1)
+    n_steps: int = Field(gt=0)
+    batch_size: int = Field(default=4, gt=0)
+    learning_rate: float = Field(gt=0.0)
+    forces: float = Field(default=1.0, gt=0.0)
+    stress: float = Field(ge=0.0)
+
+
 class WaterConfig(Config):
     seed: int
     n_beads: int = Field(gt=0)
     temperature_kelvin: Temperature = Field(gt=0.0)
     density: Density = Field(gt=0.0)  # u/Å³
     model: ModelConfig
+    matching: MatchingConfig | None = None
     training: TrainingConfig
     validation: RunConfig
 
@@ -188,6 +209,26 @@ def targets(settings: WaterConfig, potential: Potential) -> list[Target]:
             clip=None if scale.clip_bar is None else scale.clip_bar / scale.tolerance_bar,
         ),
     ]
+
+
+def simulation(
+    settings: WaterConfig, run: RunConfig, potential: Potential, **options: Any
+) -> Simulation:
+    """Langevin dynamics at the temperature of the settings."""
+    thermostat = langevin(
+        run.timestep_fs * units.FEMTOSECOND,
+        run.friction_per_ps / units.PICOSECOND,
+        settings.kT,
+    )
+    return Simulation(
+        potential.energy,
+        thermostat,
+        cutoff=potential.cutoff,
+        skin=run.skin,
+        every=run.every,
+        chunk_frames=run.chunk_frames,
+        **options,
+    )
 
 
 def update_rule(run: TrainingConfig) -> Update:

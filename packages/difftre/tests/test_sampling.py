@@ -44,7 +44,7 @@ def make(monkeypatch):
         min_distance=0.0,
     )
 
-    def sampler(directory=None):
+    def sampler(directory=None, replicas=None):
         return dynamics_sampler(
             simulation,
             system,
@@ -52,6 +52,7 @@ def make(monkeypatch):
             n_equilibration=20,
             n_production=40,
             key=jax.random.key(1),
+            replicas=replicas,
             directory=directory,
         )
 
@@ -91,3 +92,41 @@ def test_only_the_last_simulation_is_kept(make, tmp_path):
     assert folder not in tmp_path.iterdir()
     assert len([*tmp_path.iterdir()]) == 1
     assert not np.array_equal(positions(first), positions(other))
+
+
+def test_replicas_add_their_frames_one_after_another(make, tmp_path):
+    """Three of eight frames; each goes on from its own end, and a kill changes nothing."""
+    sampler, chunks = make
+    one = sampler(replicas=3)
+    assert one.n_frames == 24
+    state, first = one.sample(PARAMS, one.init())
+    assert state.positions.shape == (3, 8, 3)
+    _, second = one.sample(PARAMS, state)
+    found = positions(first).reshape(3, 8, 8, 3)
+    np.testing.assert_array_equal(found[:, -1], state.positions)
+    assert not np.allclose(found[0], found[1])
+    steps = np.linalg.norm(positions(second).reshape(3, 8, 8, 3)[:, 0] - found[:, -1], axis=-1)
+    assert steps.max() < 10.0 * np.linalg.norm(found, axis=-1).max()
+    assert first.time is None
+    assert first.state_point == StatePoint(KT)
+
+    killed = sampler(tmp_path, replicas=3)
+    chunks["left"] = 4
+    with pytest.raises(KilledError):
+        killed.sample(PARAMS, killed.init())
+    chunks["left"] = 10**6
+    _, again = killed.sample(PARAMS, killed.init())
+    np.testing.assert_array_equal(positions(again), positions(first))
+
+
+def test_replicas_sample_the_canonical_ensemble(make):
+    """<x²> = kT / k within 4 standard errors, 18 times the damping time after the start."""
+    sampler, _ = make
+    one = sampler(replicas=400)
+    state = one.init()
+    for _ in range(6):
+        state, trajectory = one.sample(PARAMS, state)
+    by_replica = positions(trajectory).reshape(400, 8, 8, 3)[:, -1].reshape(400, -1)
+    squares = np.mean(by_replica**2, axis=1)
+    error = squares.std(ddof=1) / np.sqrt(len(squares))
+    assert abs(squares.mean() - KT) < 4.0 * error

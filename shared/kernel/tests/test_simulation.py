@@ -17,6 +17,7 @@ from mosaicmd.kernel.integrators import langevin, maxwell_boltzmann, nose_hoover
 from mosaicmd.kernel.momenta import kinetic_energy
 from mosaicmd.kernel.observables import density, pressure, pressure_tensor
 from mosaicmd.kernel.potentials import evaluate
+from mosaicmd.kernel.replicas import joined_replicas
 from mosaicmd.kernel.simulation import Simulation, SimulationError, split_replicas
 from mosaicmd.kernel.systems import make_system, pad_system, stack_systems, to_ase, volume
 from mosaicmd.kernel.units import FEMTOSECOND, KELVIN, PICOSECOND
@@ -260,6 +261,24 @@ def test_replicas_may_have_their_own_temperatures():
         assert abs(z_score(replica.quantities["temperature_kelvin"], kT / KELVIN, 20)) < 4.0
     with pytest.raises(ValueError, match="no replica axis"):
         split_replicas(replica)
+    with pytest.raises(ValueError, match="state points of their own"):
+        joined_replicas(trajectory)
+
+
+def test_frames_of_replicas_are_joined_one_replica_after_another():
+    simulation = argon(langevin(TIMESTEP, 0.2 / TIMESTEP, KT), every=10, store_momenta=True)
+    state = simulation.start(jax.random.key(0), ARGON, crystal(), replicas=3)
+    _, trajectory = simulation.run(ARGON, state, 20)
+    joined = joined_replicas(trajectory)
+    assert joined.n_frames == 6
+    assert joined.time is None
+    for k, replica in enumerate(split_replicas(trajectory)):
+        frames = slice(2 * k, 2 * k + 2)
+        np.testing.assert_array_equal(joined.systems.positions[frames], replica.systems.positions)
+        np.testing.assert_array_equal(joined.momenta[frames], replica.momenta)
+        np.testing.assert_array_equal(
+            joined.quantities["energy"][frames], replica.quantities["energy"]
+        )
 
 
 def test_single_precision_stays_single_when_double_is_enabled():

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaicmd.kernel.systems import System
-from mosaicmd.kernel.trajectory import StatePoint, Trajectory
+from mosaicmd.kernel.trajectory import StatePoint, Trajectory, concatenate
 
 Array = jax.Array
+
+_FEW_ATOMS = 32
 
 
 def replicated(system: System, replicas: int | None) -> tuple[System, int | None]:
@@ -57,9 +59,11 @@ def replica_loop(system: System) -> Callable[[Callable], Callable]:
     """As :func:`replica_map`, for functions as expensive as forces.
 
     On a CPU one replica after another: 1.3 to 16 times as fast as ``vmap`` for 100 to 900
-    atoms, whose edges then stay in the cache.
+    atoms, whose edges then stay in the cache. Molecules of a few atoms go all at once: for 100
+    replicas of ten beads that is 2.2 times as fast.
     """
-    if system.positions.ndim == 2 or jax.default_backend() != "cpu":
+    few = system.positions.shape[-2] <= _FEW_ATOMS
+    if system.positions.ndim == 2 or few or jax.default_backend() != "cpu":
         return replica_map(system)
     return lambda function: lambda *arguments: jax.lax.map(lambda a: function(*a), arguments)
 
@@ -94,3 +98,21 @@ def split_replicas(trajectory: Trajectory) -> list[Trajectory]:
 
     points = map(StatePoint, of_each(state_point.kT), of_each(state_point.pressure))
     return [one(index, point) for index, point in enumerate(points)]
+
+
+def joined_replicas(trajectory: Trajectory) -> Trajectory:
+    """All frames of a run with replicas in one row, those of the first replica first.
+
+    For averages at one state point; there is no ``time``, which would not ascend.
+
+    Raises:
+        ValueError: if the trajectory has no replica axis, or its replicas differ in
+            temperature or pressure.
+    """
+    pieces = split_replicas(trajectory)
+    first = pieces[0].state_point
+    if any(piece.state_point != first for piece in pieces):
+        raise ValueError(
+            "the replicas have state points of their own; use `split_replicas` and average each"
+        )
+    return concatenate([piece._replace(time=None) for piece in pieces])
