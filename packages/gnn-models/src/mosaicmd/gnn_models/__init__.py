@@ -33,6 +33,7 @@ from mosaicmd.gnn_models.embedded_atom import (
     spline_embedding,
     sutton_chen,
 )
+from mosaicmd.gnn_models.layered import Layered, layered
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
 from mosaicmd.gnn_models.listed_repulsion import ListedRepulsionConfig, listed_repulsion
 from mosaicmd.gnn_models.mace import MACEConfig, mace
@@ -63,6 +64,7 @@ __all__ = [
     "HarmonicBondConfig",
     "HarmonicImproperConfig",
     "HarmonicPrior",
+    "Layered",
     "LennardJonesConfig",
     "ListedRepulsionConfig",
     "MACEConfig",
@@ -88,6 +90,7 @@ __all__ = [
     "harmonic_bond",
     "harmonic_improper",
     "harmonic_prior",
+    "layered",
     "lennard_jones",
     "listed_repulsion",
     "mace",
