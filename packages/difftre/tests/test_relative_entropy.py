@@ -10,6 +10,7 @@ from difftre_ensembles import KT, harmonic_energy, harmonic_sampler
 from mosaicmd.difftre import NaturalGradient, relative_entropy
 from mosaicmd.kernel.graphs import edge_components, sum_edges
 from mosaicmd.kernel.routines import alternate
+from mosaicmd.kernel.simulation import SimulationError
 from mosaicmd.kernel.training import averaged_params, tail_average, train
 
 N_ATOMS = 4
@@ -115,6 +116,56 @@ def test_reused_frames_give_the_gradient_of_their_parameters():
         assert metrics["simulations"] == 1
         wanted = 0.5 * 3 * N_ATOMS * (1.0 / best_k(gaussian_reference(1000)) - 1.0 / k)
         assert k - float(after.params["k"]) == pytest.approx(wanted, abs=0.1)
+
+
+def test_a_step_that_breaks_the_simulation_is_taken_halfway_back():
+    """Springs weaker than 0.9 break; from 1.0 to 0.7 the second half-way point is 0.925."""
+    sampler = harmonic_sampler(200, n_atoms=N_ATOMS)
+    tried = []
+
+    def fragile(params, state):
+        tried.append(float(params["k"]))
+        if tried[-1] < 0.9:
+            nothing = dict.fromkeys(("replica", "checkpoint", "trajectory"))
+            raise SimulationError("broken", step=1, atom=0, temperature_kelvin=1e6, **nothing)
+        return sampler.sample(params, state)
+
+    algorithm = relative_entropy(
+        harmonic_energy,
+        None,
+        sampler._replace(sample=fragile),
+        gaussian_reference(200),
+        optax.sgd(0.0),
+    )
+    start = algorithm.init({"k": jnp.asarray(1.0)})
+    state, _ = algorithm.step(start, None)
+    state, metrics = algorithm.step(algorithm.adopt(state, {"k": jnp.asarray(0.7)}), None)
+    np.testing.assert_allclose(tried, [1.0, 0.7, 0.85, 0.925])
+    assert float(state.params["k"]) == pytest.approx(0.925)
+    assert metrics["simulations"] == 2
+    with pytest.raises(SimulationError):
+        algorithm.step(algorithm.init({"k": jnp.asarray(0.5)}), None)
+
+
+def test_parameters_that_no_frame_feels_stay():
+    """The tail of a function that only the rarest frames reach is hardly moved."""
+
+    def energy(params, system, graph):
+        outside = jnp.maximum(jnp.sum(system.positions**2, axis=-1) - params["at"], 0.0)
+        rare = params["rare"] * 1e-6 * outside
+        return harmonic_energy(params, system, graph) + rare
+
+    sampler, start = harmonic_sampler(500, n_atoms=N_ATOMS), {"k": jnp.asarray(1.0)}
+    algorithm = relative_entropy(
+        lambda p, s, g: energy(p | {"at": 0.1}, s, g),
+        None,
+        sampler,
+        gaussian_reference(500),
+        NaturalGradient(),
+    )
+    state, _ = algorithm.step(algorithm.init(start | {"rare": jnp.asarray(0.0)}), None)
+    assert float(state.params["k"]) > 1.1
+    assert abs(float(state.params["rare"])) < 1e-3
 
 
 def test_a_routine_hands_parameters_on():

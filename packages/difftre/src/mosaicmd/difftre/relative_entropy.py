@@ -27,9 +27,9 @@ from jax.flatten_util import ravel_pytree
 
 from mosaicmd.difftre.reweighting import Reweighting, Samples
 from mosaicmd.difftre.sampling import Sampler
-from mosaicmd.difftre.updates import _trust_region_step
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.potentials import EnergyFn, total_energy
+from mosaicmd.kernel.simulation import ContactError, SimulationError
 from mosaicmd.kernel.statistics import effective_sample_size, log_weights
 from mosaicmd.kernel.systems import System
 from mosaicmd.kernel.training import Algorithm
@@ -38,8 +38,7 @@ from mosaicmd.kernel.trajectory import StatePoint, Trajectory, map_frames
 Array = jax.Array
 Params = Any
 
-_DAMPING = 1.0e-6
-"""Least multiple of the metric that is added to itself: none to speak of."""
+_MAX_RETREATS = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +49,8 @@ class NaturalGradient:
     feels are moved by bounded amounts. ``gain`` is the share of the step that is taken;
     where it changes the ensemble too much, it is shortened until ``delta^T F delta``, twice
     the relative entropy between before and after, is at most ``max_divergence``. The diagonal
-    grows by the share ``ridge``.
+    grows by the share ``ridge`` of its mean, so that parameters which hardly any frame feels,
+    such as those of splines at the edge of what is visited, stay where they are.
     """
 
     gain: float = 1.0
@@ -88,10 +88,12 @@ def relative_entropy(
 
     A step simulates if the frames have lost too much of their effective size, averages
     ``dU/dtheta`` over them by reweighting and over the reference, and updates the parameters.
-    ``batch`` is not used. Metrics per step: ``relative_entropy`` (nats, its change since the
-    parameters of ``init``, a sum of free-energy perturbations), ``gradient_norm`` (1 per unit
-    of the parameters), ``divergence`` (``delta^T F delta``, of natural gradients), ``n_eff``
-    (fraction, after the update) and ``simulations`` (so far).
+    ``batch`` is not used. Where a simulation breaks, the parameters go halfway back to those of
+    the frames before, and it is tried again. Metrics per step: ``relative_entropy`` (nats, its
+    change since the parameters of ``init``: a sum of free-energy perturbations, without
+    retreats), ``gradient_norm`` (1 per unit of the parameters), ``divergence``
+    (``delta^T F delta``, of natural gradients), ``n_eff`` (fraction, after the update) and
+    ``simulations`` (so far).
 
     Args:
         energy_fn: per-atom energies of the model.
@@ -188,17 +190,29 @@ def relative_entropy(
         n_eff = float(state.samples.n_eff)
         if n_eff > 0.0 and n_eff >= reuse_fraction * sampler.n_frames:
             return state
-        sampler_state, trajectory = sampler.sample(state.params, state.sampler)
+        params = state.params
+        for retreats in range(_MAX_RETREATS + 1):
+            try:
+                sampler_state, trajectory = sampler.sample(params, state.sampler)
+                break
+            except (SimulationError, ContactError):
+                if n_eff == 0.0 or retreats == _MAX_RETREATS:
+                    raise
+            halfway = lambda here, there: 0.5 * (here + there)  # noqa: E731
+            params = jax.tree.map(halfway, params, state.samples.params)
         graphs = frames.graphs(trajectory.systems)
         samples = Samples(
             systems=trajectory.systems,
-            params=state.params,
-            energies=energies(state.params, trajectory.systems, graphs),
+            params=params,
+            energies=energies(params, trajectory.systems, graphs),
             fixed={},
             n_eff=jnp.asarray(float(sampler.n_frames)),
         )
         return state._replace(
-            sampler=sampler_state, samples=samples, n_simulations=state.n_simulations + 1
+            params=params,
+            sampler=sampler_state,
+            samples=samples,
+            n_simulations=state.n_simulations + 1,
         )
 
     def step(
@@ -272,5 +286,28 @@ def _moments(rows: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def _natural_step(slope: np.ndarray, metric: np.ndarray, update: NaturalGradient) -> np.ndarray:
-    """The step of :class:`NaturalGradient`, before its gain."""
-    return _trust_region_step(slope, metric, metric, update.max_divergence, _DAMPING, update.ridge)
+    """The step of :class:`NaturalGradient`, before its gain.
+
+    ``-((1 + mu) F + ridge trace(F) / n)^-1 g`` with the least ``mu`` that keeps to the bound.
+    """
+    values, vectors = np.linalg.eigh(metric)
+    values = np.maximum(values, 0.0)
+    held = update.ridge * values.mean()
+    along = -(vectors.T @ slope)
+
+    def step(mu: float) -> np.ndarray:
+        stiffness = (1.0 + mu) * values + held
+        return np.divide(along, stiffness, out=np.zeros_like(along), where=stiffness > 0.0)
+
+    def is_far(mu: float) -> bool:
+        return bool(values @ step(mu) ** 2 > update.max_divergence)
+
+    low = high = 0.0
+    if is_far(0.0):
+        high = 1.0
+        while is_far(high):
+            low, high = high, 4.0 * high
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if is_far(middle) else (low, middle)
+    return vectors @ step(high)
