@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mosaicmd.difftre.devices import on_devices
 from mosaicmd.difftre.reweighting import Reweighting, Samples
 from mosaicmd.difftre.sampling import Sampler
 from mosaicmd.difftre.targets import Target
@@ -61,9 +62,10 @@ def difftre(
     """Learn parameters from measured averages by reweighting simulated frames.
 
     A step simulates every state point whose frames have lost too much of their effective
-    size, predicts the targets by reweighting and updates the parameters. ``batch`` is not
-    used. Where a simulation breaks, the step before it was too long: the parameters go
-    halfway back and it is tried again. Metrics per step: ``loss``, ``n_eff/NAME``
+    size (at the same time, one on each device, where JAX finds several), predicts the targets
+    by reweighting and updates the parameters. ``batch`` is not used. Where a simulation breaks,
+    the step before it was too long: the parameters go halfway back and it is tried again.
+    Metrics per step: ``loss``, ``n_eff/NAME``
     (fraction, after the update), ``simulations`` (so far), ``retreats`` (after broken
     simulations), ``step_scale``, ``deviation/NAME/OBSERVABLE`` (root mean square, in
     tolerances), and ``value/NAME/OBSERVABLE/k`` of targets with few values. Where a routine
@@ -200,15 +202,26 @@ def _resampled(
     reweightings: Sequence[Reweighting],
     reuse_fraction: float,
 ) -> DiffTReState:
-    """New frames for every state point that has too few effective ones."""
+    """New frames for every state point that has too few effective ones.
+
+    Where there are several devices, state points are simulated at the same time, one on each.
+    """
     samplers, samples = list(state.samplers), list(state.samples)
-    n_simulations = state.n_simulations
-    for i, (point, reweighting) in enumerate(zip(state_points, reweightings, strict=True)):
-        if float(samples[i].n_eff) < reuse_fraction * point.sampler.n_frames:
-            samplers[i], trajectory = point.sampler.sample(state.params, samplers[i])
-            graphs = reweighting.graphs(trajectory.systems)
-            samples[i] = reweighting.prepare(state.params, trajectory, graphs)
-            n_simulations = n_simulations + 1
+    stale = [
+        i
+        for i, point in enumerate(state_points)
+        if float(samples[i].n_eff) < reuse_fraction * point.sampler.n_frames
+    ]
+
+    def simulated(i: int) -> tuple[Any, Samples]:
+        sampler, trajectory = state_points[i].sampler.sample(state.params, state.samplers[i])
+        graphs = reweightings[i].graphs(trajectory.systems)
+        return sampler, reweightings[i].prepare(state.params, trajectory, graphs)
+
+    for i, (sampler, sample) in zip(stale, on_devices(simulated, stale), strict=True):
+        samplers[i], samples[i] = sampler, sample
     return state._replace(
-        samplers=tuple(samplers), samples=tuple(samples), n_simulations=n_simulations
+        samplers=tuple(samplers),
+        samples=tuple(samples),
+        n_simulations=state.n_simulations + len(stale),
     )
