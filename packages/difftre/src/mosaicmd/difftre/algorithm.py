@@ -65,12 +65,12 @@ def difftre(
     size (at the same time, one on each device, where JAX finds several), predicts the targets
     by reweighting and updates the parameters. ``batch`` is not used. Where a simulation breaks,
     the step before it was too long: the parameters go halfway back and it is tried again.
-    Metrics per step: ``loss``, ``n_eff/NAME``
-    (fraction, after the update), ``simulations`` (so far), ``retreats`` (after broken
-    simulations), ``step_scale``, ``deviation/NAME/OBSERVABLE`` (root mean square, in
-    tolerances), and ``value/NAME/OBSERVABLE/k`` of targets with few values. Where a routine
-    changes the parameters in between, the effective sizes are computed anew, so that
-    frames are reused only as far as they represent what it found.
+    Metrics per step: ``loss``, ``n_eff/NAME`` (fraction, after the update), ``simulations`` (so
+    far), ``retreats`` (after broken simulations), ``step_scale``,
+    ``deviation/NAME/OBSERVABLE`` (root mean square, in tolerances), and
+    ``value/NAME/OBSERVABLE/k`` of targets with few values. Where a routine changes the
+    parameters in between, the effective sizes are computed anew, so that frames are reused
+    only as far as they represent what it found.
 
     Args:
         energy_fn: per-atom energies of the potential that is learned.
