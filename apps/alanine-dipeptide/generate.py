@@ -5,8 +5,9 @@ TIP3P water at 300 K, built here from bond lengths and angles, equilibrated at 1
 at the volume found. It writes numbered pieces, each with the state that it ended in, so that a run
 may be killed at any time: the same command goes on. It needs OpenMM and NumPy alone.
 
-`python generate.py collect DIR... --to FILE` maps all replicas to ten beads (the heavy atoms) and
-writes one file without pickles. It needs `mosaicmd-difftre` besides.
+`python generate.py collect DIR...` maps all replicas to ten beads, the heavy atoms, and writes
+`data/reference-*.npz` (small files of whole numbers and float16, no pickles) and
+`data/reference.json`, which says how they were made. It needs `mosaicmd-difftre` besides.
 
 References:
     Lindorff-Larsen et al., Proteins 78, 1950 (2010): ff99SB-ILDN.
@@ -21,6 +22,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +30,13 @@ KELVIN, FRICTION_PER_PS, TIMESTEP_FS = 300.0, 1.0, 4.0
 HYDROGEN_MASS, N_WATERS, CUTOFF_NM = 1.5, 700, 0.9
 STEPS_PER_FRAME = 250  # 1 ps
 NPT_STEPS, NVT_STEPS = 15_000, 10_000  # equilibration: 60 and 40 ps
+FRAMES_PER_FILE = 7000  # keeps each below one MiB
 FRAMES_PER_PIECE, SECONDS_PER_PIECE = 500, 30.0
 SEED = 20_260
 STARTS = ((-75.0, 145.0), (-65.0, -40.0), (-150.0, 155.0))  # phi, psi of replicas, in turn
 
 # residue, name, element, then bond, angle and dihedral (Å, degrees) to three earlier atoms
-Z_MATRIX = (
+Z_MATRIX: Any = (
     ("ACE", "CH3", "C", None),
     ("ACE", "C", "C", ("CH3", 1.52)),
     ("ACE", "H1", "H", ("CH3", 1.09, "C", 109.5)),
@@ -61,6 +64,10 @@ ATOMS = tuple(
     sorted((row[:3] for row in Z_MATRIX), key=lambda a: ("ACE", "ALA", "NME").index(a[0]))
 )
 NAMES = tuple(f"{residue}:{name}" for residue, name, _ in ATOMS)
+
+BEADS = (
+    "ACE:CH3", "ACE:C", "ACE:O", "ALA:N", "ALA:CA", "ALA:CB", "ALA:C", "ALA:O", "NME:N", "NME:C",
+)  # fmt: skip
 
 
 def bonds():
@@ -110,11 +117,17 @@ def write(path, **arrays):
     os.replace(scratch, path)
 
 
+def libraries() -> tuple[Any, Any]:
+    """OpenMM and its application layer, which `collect` does without."""
+    import openmm  # pyright: ignore[reportMissingImports]
+    import openmm.app  # pyright: ignore[reportMissingImports]
+
+    return openmm, openmm.app
+
+
 def solvated(replica):
     """Topology, positions and force field of the peptide in its box of water."""
-    import openmm.app as app  # pyright: ignore[reportMissingImports]
-    from openmm import Vec3, unit  # pyright: ignore[reportMissingImports]
-
+    openmm, app = libraries()
     topology, atoms, residues = app.Topology(), {}, {}
     chain = topology.addChain()
     for (residue, name, symbol), key in zip(ATOMS, NAMES, strict=True):
@@ -124,22 +137,19 @@ def solvated(replica):
         atoms[key] = topology.addAtom(name, element, residues[residue])
     for one, other in bonds():
         topology.addBond(atoms[one], atoms[other])
-    positions = [Vec3(*row) for row in 0.1 * peptide(*STARTS[replica % len(STARTS)])]
+    positions = [openmm.Vec3(*row) for row in 0.1 * peptide(*STARTS[replica % len(STARTS)])]
     force_field = app.ForceField("amber99sbildn.xml", "tip3p.xml")
-    modeller = app.Modeller(topology, positions * unit.nanometer)
+    modeller = app.Modeller(topology, positions * openmm.unit.nanometer)
     modeller.addSolvent(force_field, model="tip3p", numAdded=N_WATERS)
     return modeller.topology, modeller.positions, force_field
 
 
 def simulation(settings, box=None):
     """A new OpenMM simulation; with the box vectors (nm) of the ensemble NVT, else NPT."""
-    import openmm  # pyright: ignore[reportMissingImports]
-    import openmm.app as app  # pyright: ignore[reportMissingImports]
-    from openmm import unit  # pyright: ignore[reportMissingImports]
-
+    openmm, app = libraries()
     topology, positions, force_field = solvated(settings["replica"])
     if box is not None:
-        topology.setPeriodicBoxVectors([openmm.Vec3(*row) for row in box] * unit.nanometer)
+        topology.setPeriodicBoxVectors([openmm.Vec3(*row) for row in box] * openmm.unit.nanometer)
     system = force_field.createSystem(
         topology,
         nonbondedMethod=app.PME,
@@ -205,8 +215,7 @@ def pieces(folder):
 
 def run(options):
     """One replica, from its last piece on."""
-    import openmm  # pyright: ignore[reportMissingImports]
-
+    openmm, _ = libraries()
     started = time.monotonic()
     folder = Path(options.out) / f"replica-{options.replica}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -314,8 +323,57 @@ def save(folder, number, box, sim, positions, forces, first):
     )
 
 
+def collect(options):
+    """Beads and their forces of all replicas, as small files."""
+    from mosaicmd.difftre import aggregate_forces, basic_force_map
+    from mosaicmd.kernel import units
+
+    heavy = [NAMES.index(name) for name in BEADS]
+    pairs = [(NAMES.index(one), NAMES.index(other)) for one, other in bonds()]
+    held = [pair for pair in pairs if any(ATOMS[atom][2] == "H" for atom in pair)]
+    to_beads = basic_force_map(heavy, len(ATOMS), held)
+    folders = [f for one in options.folders for f in sorted(Path(one).glob("replica-*"))]
+    if not folders:
+        raise SystemExit(f"there are no replicas in {options.folders}")
+    target = Path(options.to)
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("reference-*.npz"):
+        old.unlink()
+    record, shared = [], {}
+    for number, folder in enumerate(folders):
+        settings = json.loads((folder / "settings.json").read_text())
+        own = {name: settings.pop(name) for name in ("replica", "seed", "start_degrees")}
+        shared = shared or settings
+        if settings != shared:
+            raise SystemExit(f"{folder} has other settings than {folders[0]}: collect them apart")
+        loaded = []
+        for path in pieces(folder):
+            with np.load(path) as piece:
+                loaded.append((piece["positions"][:, heavy], piece["forces"]))
+                volume = float(np.linalg.det(piece["box"]))
+        positions = np.concatenate([one for one, _ in loaded]).astype(float)
+        forces = np.concatenate([one for _, one in loaded]) * (units.KJ_PER_MOL / units.NANOMETER)
+        mapped = aggregate_forces(to_beads, forces)
+        positions -= positions.mean(axis=1, keepdims=True)
+        record.append(own | {"n_frames": len(positions), "volume_nm3": volume})
+        for part, first in enumerate(range(0, len(positions), FRAMES_PER_FILE)):
+            chosen = slice(first, first + FRAMES_PER_FILE)
+            np.savez_compressed(
+                target / f"reference-{number:02d}-{part}.npz",
+                position_milliangstrom=np.round(1e3 * positions[chosen]).astype(np.int16),
+                force=mapped[chosen].astype(np.float16),
+            )
+    command = "python generate.py " + " ".join(
+        ["run", f"--platform {shared['platform']}", "--replica K"]
+    )
+    text = {"command": command, "beads": BEADS, "replicas": record, "settings": shared}
+    (target / "reference.json").write_text(json.dumps(text, indent=1) + "\n")
+    total = 1e-3 * sum(one["n_frames"] for one in record)
+    print(f"{len(record)} replicas, {total:g} ns, in {target}")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("run", help="simulate one replica, or go on with it")
     one.add_argument("--out", required=True, help="folder of all replicas")
@@ -324,9 +382,11 @@ def main():
     one.add_argument("--platform", default="CPU", choices=["CUDA", "OpenCL", "CPU", "Reference"])
     one.add_argument("--threads", type=int, default=1, help="on the platform CPU")
     one.add_argument("--max-seconds", type=float, help="stop after this wall-clock time")
+    all_of = commands.add_parser("collect", help="write the beads of all replicas to data/")
+    all_of.add_argument("folders", nargs="+", help="each is the --out of runs")
+    all_of.add_argument("--to", default=str(Path(__file__).with_name("data")), help="folder")
     options = parser.parse_args()
-    if options.command == "run":
-        run(options)
+    {"run": run, "collect": collect}[options.command](options)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def relative_entropy(
         """Energies, and a row of their derivatives for every frame."""
         flat, unravel = ravel_pytree(params)
 
-        def one(system: System, graph: Graph | None) -> tuple[Array, Array]:
+        def one(system: System, graph: Any) -> tuple[Array, Array]:
             def energy(flat: Array) -> Array:
                 return total_energy(energy_fn, unravel(flat), system, graph)
 
