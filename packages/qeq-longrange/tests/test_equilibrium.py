@@ -115,7 +115,7 @@ def test_what_is_not_found_is_not_a_number_and_the_remedy_is_said():
         require_equilibrium(both)
 
 
-@pytest.mark.parametrize("kind", ["ewald", "pme", "direct"])
+@pytest.mark.parametrize("kind", [pytest.param("ewald", marks=pytest.mark.slow), "pme", "direct"])
 def test_iterative_potential_is_the_dense_one(kind):
     """Energies, charges, forces and stress, with padding; charges are conserved to 1e-12."""
     system = ions(total_charge=-2.0)
@@ -141,7 +141,9 @@ def test_iterative_potential_is_the_dense_one(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-9), *results)
 
 
-@pytest.mark.parametrize("solver", [SolverConfig(), ITERATIVE])
+@pytest.mark.parametrize(
+    "solver", [pytest.param(SolverConfig(), marks=pytest.mark.slow), ITERATIVE]
+)
 def test_forces_and_stress_are_differences_through_the_solution(solver):
     """Also with fragments of given charges, three of them."""
     fragments = {"fragments": ((0, 3, 5), (1, 2)), "fragment_charges": (1.0, -2.0)}

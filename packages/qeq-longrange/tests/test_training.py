@@ -40,18 +40,20 @@ def labelled(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "ions.extxyz"
     rng, frames = np.random.default_rng(0), []
     params = TEACHER.init(jax.random.key(0))
+    label = jax.jit(
+        lambda s: (evaluate(TEACHER.energy, params, s, None), TEACHER.charges(params, s, None))
+    )
     for k in range(24):
         symbols = ("OHH", "OHHO")[k % 2]
         places = np.array([[0.0, 0, 0], [0.9, 0.3, 0], [-0.9, 0.3, 0], [0, 1.5, 0.8]])
         atoms = Atoms(symbols, places[: len(symbols)] + rng.normal(0, 0.1, (len(symbols), 3)))
         atoms.info["total_charge"] = float((-1, 0, 1)[k % 3])
-        system = from_ase(atoms)
-        result = jax.jit(lambda s: evaluate(TEACHER.energy, params, s, None))(system)
+        result, charges = label(from_ase(atoms))
         atoms.calc = SinglePointCalculator(
             atoms,
             energy=float(result.energy),
             forces=np.asarray(result.forces),
-            charges=np.asarray(jax.jit(TEACHER.charges)(params, system, None)),
+            charges=np.asarray(charges),
         )
         frames.append(atoms)
     ase.io.write(path, frames)
@@ -76,16 +78,17 @@ def settings(path, folder, **change):
     return load_training_config(file)
 
 
+@pytest.mark.slow
 def test_celli_learns_what_equilibration_makes(labelled, tmp_path):
     """Net charges are given by the data: charges are learned to a percent of their range."""
     metrics = run_training(settings(labelled, tmp_path), tmp_path / "run", quiet=True)
-    values = {name: metric.value for name, metric in metrics.items()}
-    assert values["validation/rmse_charges_e"] < 0.02
+    assert metrics["validation_rmse_charges"].value < 20.0  # me
     atoms = ase.io.read(labelled, "1")
     atoms.calc = ase_calculator(tmp_path / "run" / "model")
     assert abs(atoms.get_charges().sum() - atoms.info["total_charge"]) < 1e-9
 
 
+@pytest.mark.slow
 def test_the_fourth_generation_learns_charges_first_and_keeps_them(labelled, tmp_path):
     potential = {
         "architecture": "fourth_generation",
@@ -109,9 +112,9 @@ def test_the_fourth_generation_learns_charges_first_and_keeps_them(labelled, tmp
         steps=5,
     )
     metrics = run_training(second, tmp_path / "energies", quiet=True)
-    name = "validation/rmse_charges_e"
+    name = "validation_rmse_charges"
     assert metrics[name].value == pytest.approx(charged[name].value, rel=1e-6)
-    assert metrics[name].value < 0.02
+    assert metrics[name].value < 20.0  # me
 
 
 def test_structures_that_see_each_other_are_not_joined(labelled, tmp_path):
