@@ -1,5 +1,8 @@
 """DimeNet++: chemtrain's numbers, the equations triplet by triplet, and the contract."""
 
+import dataclasses
+import functools
+import importlib
 import json
 
 import jax
@@ -11,10 +14,12 @@ from scipy.special import eval_legendre, spherical_jn
 from mosaicmd.gnn_models import DimeNetConfig, dimenet
 from mosaicmd.gnn_models.spherical_bessel import spherical_bessel_roots
 from mosaicmd.kernel.config import ConfigError
-from mosaicmd.kernel.graphs import host_graph
+from mosaicmd.kernel.graphs import host_graph, pad_graph
 from mosaicmd.kernel.potentials import build_potential, evaluate, total_energy
 from mosaicmd.kernel.systems import make_system
-from mosaicmd.kernel.testing import check_potential, random_system
+from mosaicmd.kernel.testing import check_potential, in_rows, random_system
+
+module = importlib.import_module("mosaicmd.gnn_models.dimenet")  # `dimenet` is a function
 
 SMALL = DimeNetConfig(
     species=(8, 1),
@@ -116,8 +121,10 @@ def test_contract():
     check_potential(potential, with_biases(potential), random_system(0))
 
 
-def test_chemtrain_has_the_same_energies_and_forces():
-    potential = dimenet(PEER)
+@pytest.mark.parametrize("most_neighbors", [None, 16])
+def test_chemtrain_has_the_same_energies_and_forces(most_neighbors):
+    """Summed over moments, and over pairs."""
+    potential = dimenet(PEER.model_copy(update={"most_neighbors": most_neighbors}))
     params = peer_parameters(potential)
     system = make_system(PLACES, KINDS, cell=BOX)
     graph = host_graph(system, 3.5)
@@ -227,6 +234,95 @@ def test_energies_are_those_of_the_equations_triplet_by_triplet(n_atoms):
     assert np.ptp(expected) > 0.01
     found = jax.jit(potential.energy)(params, system, graph)
     np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+TINY = SMALL.model_copy(  # to compile fast
+    update={"n_blocks": 1, "n_spherical": 3, "n_radial": 2, "n_residual_after": 0}
+)
+
+
+@pytest.mark.parametrize("ghosts", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_pairs_and_moments_give_the_same_energies_forces_and_parameter_gradients(ghosts):
+    """To rounding; with ghosts, edges have no opposite, and the graph does not say which have."""
+    system = random_system(3, n_atoms=8)
+    graph = host_graph(system, 3.5, reverse=True)
+    most = int(np.bincount(np.asarray(graph.receivers)).max())
+    if ghosts:
+        kept = np.asarray(graph.receivers) != 3
+        names = ("senders", "receivers", "shifts", "mask")
+        cut = {name: getattr(graph, name)[kept] for name in names}
+        graph = dataclasses.replace(graph, reverse=None, **cut)
+    params = with_biases(dimenet(TINY))
+
+    def results(params, graph, energy):
+        def loss(params):
+            found = evaluate(energy, params, system, graph)
+            return jnp.sum(found.forces**2) + found.energy, found
+
+        (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return found.energy, found.forces, found.stress, gradient
+
+    both = []
+    for given in (None, most):
+        potential = dimenet(TINY.model_copy(update={"most_neighbors": given}))
+        function = jax.jit(functools.partial(results, energy=potential.energy))
+        both.append(jax.tree.leaves(function(params, graph)))
+    for one, other in zip(*both, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12 * np.abs(other).max())
+
+
+def test_rows_that_are_too_short_are_not_silent():
+    """One neighbor less than there are."""
+    system = random_system(3, n_atoms=8)
+    graph = host_graph(system, 3.5)
+    most = int(np.bincount(np.asarray(graph.receivers)).max())
+    potential = dimenet(TINY.model_copy(update={"most_neighbors": most - 1}))
+    energies = jax.jit(potential.energy)(with_biases(potential), system, graph)
+    assert np.isnan(energies).all()
+
+
+def test_short_rows_of_simulations_sum_over_pairs_in_forward_mode_too():
+    """Derivatives along a direction, pushed forward and pulled back, beside those of moments."""
+    system = random_system(3, n_atoms=8)
+    graph = host_graph(system, 2.2, reverse=True)
+    rows = in_rows(graph, 8)
+    graph = dataclasses.replace(graph, reverse=None)
+    assert rows.row_length <= module._FEW_NEIGHBORS
+    potential = dimenet(TINY)
+    params = with_biases(potential)
+    tangent = jax.random.normal(jax.random.key(2), (8, 3))
+
+    def energies(positions, graph):
+        return potential.energy(params, system._replace(positions=positions), graph)
+
+    @jax.jit
+    def derivatives(graph):
+        of = functools.partial(energies, graph=graph)
+        value, pushed = jax.jvp(of, (system.positions,), (tangent,))
+        pulled = jax.grad(lambda positions: jnp.sum(of(positions)))(system.positions)
+        return value, jnp.sum(pushed), jnp.sum(pulled * tangent)
+
+    found, expected = derivatives(dataclasses.replace(rows, reverse=None)), derivatives(graph)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
+    for derivative in (*found[1:], expected[1]):
+        np.testing.assert_allclose(derivative, expected[2], rtol=1e-11)
+
+
+def test_graphs_of_one_bucket_need_one_program():
+    """Of whatever number of edges, by moments and by pairs."""
+    params = with_biases(dimenet(TINY))
+    for most in (None, 12):
+        potential = dimenet(TINY.model_copy(update={"most_neighbors": most}))
+        energy = jax.jit(functools.partial(total_energy, potential.energy))
+        numbers = set()
+        for seed in range(4):
+            system = random_system(seed, n_atoms=8)
+            graph = host_graph(system, 2.6, reverse=True)
+            numbers.add(graph.n_edges)
+            value = energy(params, system, pad_graph(graph, 96, n_atoms=8))
+            assert np.isfinite(value)
+        assert len(numbers) > 1
+        assert energy._cache_size() == 1
 
 
 @pytest.mark.parametrize("n_blocks", [0, 1])

@@ -53,7 +53,7 @@ def spherical_bessel_functions(x: Array, n_spherical: int, n_radial: int) -> Arr
 
     For each ``l`` an orthonormal set on the unit ball. They are sums of Chebyshev polynomials,
     evaluated as one matrix product and as accurate as ``x`` everywhere; recurrences in ``l`` lose
-    all digits for small ``x``.
+    all digits for small ``x``. Derivatives are such sums as well.
 
     Args:
         x: distances in units of the cutoff, in ``[0, 1]``, shape ``[n]``.
@@ -63,15 +63,30 @@ def spherical_bessel_functions(x: Array, n_spherical: int, n_radial: int) -> Arr
     Returns:
         Shape ``[n_spherical, n_radial, n]``.
     """
+    return _derivatives(x, n_spherical, n_radial, 0).reshape(n_spherical, n_radial, -1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _derivatives(x: Array, n_spherical: int, n_radial: int, order: int) -> Array:
+    """Of some order of all functions, ``[n_spherical * n_radial, n]``."""
     accuracy = 0.1 * float(jnp.finfo(x.dtype).eps)
     series = _chebyshev_series(n_spherical, n_radial, accuracy)
+    if order:
+        series = chebyshev.chebder(series, m=order, scl=2.0)
     s = 2.0 * x - 1.0
     T = jnp.stack([jnp.ones_like(s), s])
     while len(T) < len(series):  # T_(m+k) = 2 T_m T_k - T_(m-k)
         m = len(T) - 1
         T = jnp.concatenate([T, 2.0 * T[m:] * T[1:] - T[m - 1 :: -1]])
-    values = jnp.matmul(jnp.asarray(series.T, x.dtype), T[: len(series)], precision="highest")
-    return values.reshape(n_spherical, n_radial, -1)
+    return jnp.matmul(jnp.asarray(series.T, x.dtype), T[: len(series)], precision="highest")
+
+
+@_derivatives.defjvp
+def _derivatives_jvp(
+    n_spherical: int, n_radial: int, order: int, given: tuple[Array], tangent: tuple[Array]
+) -> tuple[Array, Array]:
+    slope = _derivatives(*given, n_spherical, n_radial, order + 1)
+    return _derivatives(*given, n_spherical, n_radial, order), slope * tangent[0][None]
 
 
 def spherical_harmonics(x: Array, y: Array, z: Array, n_spherical: int) -> list[Array]:

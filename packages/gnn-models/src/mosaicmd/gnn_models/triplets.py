@@ -5,6 +5,9 @@ between them by a series of Legendre polynomials, and these are sums of products
 harmonics of either direction. So the neighbors first add up to moments of the atom, and
 each edge then reads the moments: linear in the number of neighbors, in memory too. There is
 nothing of which the number would have to be known beforehand, and so nothing can overflow.
+
+An atom with few neighbors has fewer pairs of them than moments. Where all neighbors of an atom
+stand in one row, :func:`sum_pairs` goes over the pairs of each row.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mosaicmd.kernel.graphs import Graph
 
@@ -29,9 +33,11 @@ class EdgeRows(NamedTuple):
     edges: Array  # [n_rows, length], int32, some edge where masked
     mask: Array  # [n_rows, length], bool
     slots: Array  # [n_edges], int32, where in `edges` an edge stands
+    placed: Array  # [n_edges], bool: stands there at all
     atoms: Array  # [n_rows], int32, ascending
     reverse: Array  # [n_edges], int32
     paired: Array  # [n_edges], bool: has an opposite
+    in_order: bool  # whether `edges` are all edges one after the other
     forward_mode: bool  # whether that kind of derivative is wanted, which is slower
 
 
@@ -77,9 +83,11 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
             edges=each.reshape(rows),
             mask=jnp.ones(rows, bool),
             slots=each,
+            placed=jnp.ones(n_edges, bool),
             atoms=jnp.arange(n_atoms, dtype=jnp.int32),
             reverse=reverse,
             paired=reverse != each,
+            in_order=True,
             forward_mode=graph.reverse is None,
         )
     # counts, for jnp.searchsorted knows no symbolic sizes, which models have in export
@@ -101,19 +109,58 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
         edges=jnp.where(mask, edges, 0),
         mask=mask,
         slots=(row[graph.receivers] * length + rank).astype(jnp.int32),
+        placed=jnp.ones(n_edges, bool),
         atoms=owner,
         reverse=reverse,
         paired=reverse != each,
+        in_order=False,
         forward_mode=graph.reverse is None,
     )
+
+
+def one_row_each(graph: Graph, n_atoms: int, length: int) -> tuple[EdgeRows, Array]:
+    """Put the edges of a graph into one row for each atom, in order, without masked ones.
+
+    Args:
+        graph: edges sorted by receiver.
+        n_atoms: number of atom slots.
+        length: of a row, if the graph is not in rows already.
+
+    Returns:
+        The rows, and whether all edges found a place: with ``False``, discard what is computed.
+    """
+    if graph.row_length is not None:
+        return edge_rows(graph, n_atoms, graph.row_length), jnp.array(True)
+    n_edges, reverse = graph.n_edges, opposite_edges(graph)
+    each = jnp.arange(n_edges, dtype=jnp.int32)
+    ones = graph.mask.astype(jnp.int32)
+    count = jnp.zeros(n_atoms, jnp.int32).at[graph.receivers].add(ones, indices_are_sorted=True)
+    first = jnp.cumsum(count, dtype=jnp.int32) - count
+    rank = jnp.cumsum(ones, dtype=jnp.int32) - 1 - first[graph.receivers]
+    placed = graph.mask & (rank < length)
+    slots = jnp.where(placed, graph.receivers * length + rank, n_atoms * length)
+    edges = jnp.zeros(n_atoms * length, jnp.int32).at[slots].set(each, mode="drop")
+    rows = EdgeRows(
+        edges=edges.reshape(n_atoms, length),
+        mask=jnp.arange(length, dtype=jnp.int32)[None] < count[:, None],
+        slots=jnp.where(placed, slots, 0),
+        placed=placed,
+        atoms=jnp.arange(n_atoms, dtype=jnp.int32),
+        reverse=reverse,
+        paired=reverse != each,
+        in_order=False,
+        forward_mode=graph.reverse is None,
+    )
+    return rows, jnp.all(count <= length)
 
 
 def to_rows(values: Array, rows: EdgeRows) -> Array:
     """Per-edge ``values``, ``[n_edges, ...] -> [n_rows, length, ...]``, zero where masked."""
     shape = rows.edges.shape
+    if rows.in_order:
+        return values.reshape(*shape, *values.shape[1:])
     edges, mask = rows.edges.reshape(-1), rows.mask.reshape(-1)
-    everywhere = jnp.ones_like(rows.slots, bool)
-    moved = _move(values, (edges, mask), (rows.slots, everywhere), rows.forward_mode)
+    moved = _move(values, (edges, mask), (rows.slots, rows.placed), rows.forward_mode)
     return moved.reshape(*shape, *values.shape[1:])
 
 
@@ -139,7 +186,8 @@ def sum_triplets(
 
     Args:
         messages: ``m_kj`` per edge, ``[n_edges, n_features]``.
-        filters: ``f_l``, for each ``l`` ``[n_rows, length, n_features]``, zero where masked.
+        filters: ``f_l``, for each ``l`` ``[n_rows, length, n_features]``, zero where masked;
+            the first two may be one.
         harmonics: of the directions, for each ``l`` ``[n_rows, 2 l + 1, length]``, from
             :func:`~mosaicmd.gnn_models.spherical_bessel.spherical_harmonics`.
         rows: of the graph.
@@ -149,7 +197,7 @@ def sum_triplets(
         Shape ``[n_edges, n_features]``.
     """
     sent = to_rows(messages, rows)
-    sent = [sent * each for each in filters]
+    sent = [sent * each.reshape(sent.shape) for each in filters]
     gather, spread = (_plain_in, _plain_out) if rows.forward_mode else (_sum_in, _sum_out)
     parts = [gather(Z, each) for Z, each in zip(harmonics, sent, strict=True)]
     if rows.atoms.shape[0] != n_atoms:  # sizes may be symbolic
@@ -160,6 +208,45 @@ def sum_triplets(
     read = [spread(Z, part) for Z, part in zip(harmonics, parts, strict=True)]
     total = sum(read[1:], start=read[0]) - sum(sent[1:], start=sent[0])
     return from_rows_reversed(total, rows)
+
+
+def pair_polynomials(x: Array, y: Array, z: Array, n_spherical: int) -> Array:
+    """``P_l`` of the cosines between all directions of a row, zero for one with itself.
+
+    Args:
+        x: first components of unit vectors, ``[n_rows, length]``.
+        y: second components.
+        z: third components.
+        n_spherical: number of ``l``, from 0 on.
+
+    Returns:
+        ``[n_rows, length, n_spherical * length]``, ``l`` by ``l`` in the last axis.
+    """
+    cosine = sum(c[:, :, None] * c[:, None, :] for c in (x, y, z))
+    values = [jnp.ones_like(cosine), cosine]
+    for l in range(2, n_spherical):
+        values.append(((2 * l - 1) * cosine * values[-1] - (l - 1) * values[-2]) / l)
+    others = jnp.asarray(~np.eye(x.shape[1], dtype=bool), x.dtype)[None]
+    return jnp.concatenate([others * one for one in values[:n_spherical]], axis=2)
+
+
+def sum_pairs(messages: Array, filters: list[Array], polynomials: Array, rows: EdgeRows) -> Array:
+    """:func:`sum_triplets` pair by pair, on rows that hold all edges of their atoms.
+
+    Args:
+        messages: ``m_kj`` per edge, ``[n_edges, n_features]``.
+        filters: ``f_l``, for each ``l`` ``[n_rows, length, n_features]``, zero where masked;
+            the first two may be one.
+        polynomials: of the directions, from :func:`pair_polynomials`.
+        rows: of the graph, from :func:`one_row_each`.
+
+    Returns:
+        Shape ``[n_edges, n_features]``.
+    """
+    sent = to_rows(messages, rows)
+    sent = jnp.concatenate([sent * each.reshape(sent.shape) for each in filters], axis=1)
+    gather = _plain_pairs if rows.forward_mode else _sum_pairs
+    return from_rows_reversed(gather(polynomials, sent), rows)
 
 
 def _move(
@@ -188,13 +275,24 @@ def _move_once(values: Array, there: tuple[Array, Array], back: tuple[Array, Arr
 
 _move_once.defvjp(
     lambda values, there, back: (_move_once(values, there, back), (there, back)),
-    lambda ways, cotangent: (_move_once(cotangent, ways[1], ways[0]), None, None),
+    lambda ways, new: (_move_once(_kept(new, ways[1][0]), ways[1], ways[0]), None, None),
 )
+
+
+def _kept(values: Array, index: Array) -> Array:
+    """The values: a conditional keeps XLA's fusion on CPUs from computing them in the gather."""
+    never = jnp.max(index, initial=0) < 0
+    return jax.lax.cond(never, jnp.zeros_like, lambda kept: kept, values)
 
 
 def _plain_in(Z: Array, sent: Array) -> Array:
     """``[r, m, k], [r, k, c] -> [r, m, c]``; on CPUs much faster than as small matrix products."""
     return jnp.sum(Z[:, :, :, None] * sent[:, None], axis=2)
+
+
+def _plain_pairs(P: Array, sent: Array) -> Array:
+    """:func:`_plain_in` term by term, which on CPUs is one pass: long sums become several."""
+    return sum(P[:, :, m, None] * sent[:, None, m] for m in range(P.shape[2]))
 
 
 def _plain_out(Z: Array, moments: Array) -> Array:
@@ -211,6 +309,11 @@ def _plain_across(moments: Array, sent: Array) -> Array:
 _sum_in, _sum_out, _across = map(jax.custom_vjp, (_plain_in, _plain_out, _plain_across))
 _sum_in.defvjp(
     lambda Z, sent: (_sum_in(Z, sent), (Z, sent)),
+    lambda given, new: (_across(new, given[1]), _sum_out(given[0], new)),
+)
+_sum_pairs = jax.custom_vjp(_plain_pairs)
+_sum_pairs.defvjp(
+    lambda P, sent: (_sum_pairs(P, sent), (P, sent)),
     lambda given, new: (_across(new, given[1]), _sum_out(given[0], new)),
 )
 _sum_out.defvjp(
