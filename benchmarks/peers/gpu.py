@@ -98,7 +98,7 @@ def ours(name, n_atoms, training, device):
 
 
 def theirs(name, n_atoms, training, device):
-    from _torch_models import TorchModel, torch_of_one_thread
+    from _torch_models import TorchModel, in_two, torch_of_one_thread
 
     _, model, settings = SIDES[name]
     torch = torch_of_one_thread()
@@ -146,16 +146,6 @@ def theirs(name, n_atoms, training, device):
         return torch.cuda.max_memory_allocated() if device == "cuda" else None
 
     return step, memory, known
-
-
-def in_two(batch):
-    """The same atoms and edges, counted as two structures: for one, nothing is compiled."""
-    n_atoms = int(batch["num_atoms"][0])
-    half = n_atoms // 2
-    owner, sizes = batch["batch"].clone(), batch["num_atoms"].new_tensor([half, n_atoms - half])
-    owner[half:] = 1
-    cells = batch["cell"].expand(2, 3, 3).contiguous()
-    return {**batch, "batch": owner, "num_atoms": sizes, "cell": cells}
 
 
 def limits(name, n_atoms, training, device):
