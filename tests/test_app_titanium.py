@@ -15,8 +15,8 @@ MODELS = ("dft", "exp", "fused")
 def command(folder):
     """Few steps from the start; one temperature to learn from, another to validate at."""
     settings = yaml.safe_load((APP / "config" / "quick.yaml").read_text())
-    settings["labels"] |= {"n_steps": 20, "learning_rate": 0.001}
-    settings["experiment"] |= {"temperatures_kelvin": [323], "n_equilibration": 5}
+    settings["labels"] |= {"n_steps": 10}
+    settings["experiment"] |= {"temperatures_kelvin": [323], "n_equilibration": 5, "n_rest": 6}
     settings["experiment"] |= {"n_frames": 40, "n_updates": 1, "average_last": 1}
     settings["fusion"] |= {"n_rounds": 2, "label_steps": 2}
     validation = settings["validation"]

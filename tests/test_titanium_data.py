@@ -16,7 +16,7 @@ DATA = Path(__file__).parents[1] / "apps" / "titanium" / "data" / "meam.extxyz.g
 
 def test_labels_are_complete_and_belong_together():
     data = read_systems(DATA)
-    assert Counter(system.n_atoms for system, _ in data) == {36: 155, 54: 60, 32: 15}
+    assert Counter(system.n_atoms for system, _ in data) == {36: 205, 54: 60, 32: 15}
     for _, labels in data:
         assert labels.energy is not None
         assert labels.forces is not None

