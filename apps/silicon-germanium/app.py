@@ -15,6 +15,7 @@ from properties import HotJob, PropertyJob, hot, properties
 from reference import generate
 from settings import (
     SCRATCH,
+    BudgetConfig,
     ElementFiles,
     PairConfig,
     SyntheticElement,
@@ -154,8 +155,8 @@ def compared(
     species = species_of(source.train), species_of(target.train)
     digest = contents([*source.model_dump().values(), *target.model_dump().values()])
     common = {
-        "model": settings.model.model_dump(mode="json"),
-        "settings": training.model_dump(mode="json", exclude={"only_groups"}),
+        "model": (pair.model or settings.model).model_dump(mode="json"),
+        "settings": training.model_dump(mode="json", include=set(BudgetConfig.model_fields)),
         "species": species,
         "tables": tables(pair, species),
         "force_scale": rms_force(source.train),
@@ -216,7 +217,8 @@ def compared(
             items = [PropertyJob(element, str(model_folder(models, trial))) for trial in some]
             found[name] = spread(properties, items, version=digest)
     if pair.hot is not None:
-        options, replicas = pair.hot.model_dump(mode="json"), range(pair.hot.replicas)
+        options = pair.hot.model_dump(mode="json")
+        replicas = range(pair.hot.replicas)
         for name, some in smallest.items():
             items = [
                 HotJob(

@@ -2,10 +2,12 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import ase.io
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from settings import DynamicsConfig, ElementFiles, SyntheticElement
@@ -13,13 +15,13 @@ from settings import DynamicsConfig, ElementFiles, SyntheticElement
 from mosaicmd.gnn_models import stillinger_weber
 from mosaicmd.kernel import units
 from mosaicmd.kernel.files import atomic_write_text
-from mosaicmd.kernel.graphs import host_graph, pad_graph
+from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.integrators import langevin
 from mosaicmd.kernel.potentials import Params, Potential, evaluate
+from mosaicmd.kernel.replicas import split_replicas
 from mosaicmd.kernel.simulation import Simulation
-from mosaicmd.kernel.systems import from_ase, to_ase
-
-EVALUATE = jax.jit(evaluate, static_argnames=("energy_fn", "stress"))
+from mosaicmd.kernel.systems import System, from_ase, to_ase
+from mosaicmd.kernel.trajectory import Trajectory
 
 
 def potential_of(element: SyntheticElement) -> Potential:
@@ -60,41 +62,52 @@ def sample(
         1.0 / (100.0 * units.FEMTOSECOND),
         temperature * units.KELVIN,
     )
+
+    def labels(params: Params, system: System, graph: Graph, momenta: Any) -> dict[str, Any]:
+        found = evaluate(potential.energy, params, system, graph, stress=True)
+        return {"forces": found.forces, "stress": found.stress}
+
     simulation = Simulation(
-        potential.energy, thermostat, cutoff=potential.cutoff, every=dynamics.every
+        potential.energy,
+        thermostat,
+        cutoff=potential.cutoff,
+        every=dynamics.every,
+        observe=labels,
     )
-    parts: dict[str, list[ase.Atoms]] = {"train": [], "test": []}
-    wanted = {"train": dynamics.n_train, "test": dynamics.n_test}
-    for cell in range(2 * dynamics.n_cells):
-        part, place = ("train", "test")[cell % 2], cell // 2
-        count = wanted[part] // dynamics.n_cells + (place < wanted[part] % dynamics.n_cells)
+    cells = []
+    for _ in range(2 * dynamics.n_cells):
         atoms = crystal(element, dynamics.repeats)
         strain = dynamics.strain * rng.uniform(-1.0, 1.0, size=(3, 3))
         atoms.set_cell(atoms.cell @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
-        if not count:
-            continue
-        key = jax.random.fold_in(jax.random.key(seed), cell)
-        state = simulation.start(key, params, from_ase(atoms))
-        total = dynamics.every * (dynamics.n_equilibration + count)
-        _, trajectory = simulation.run(params, state, total, progress=False)
-        for index in range(dynamics.n_equilibration, dynamics.n_equilibration + count):
-            frame = labelled(potential, params, to_ase(trajectory.frame(index)))
-            frame.info["group"] = f"{temperature:g} K"
-            parts[part].append(frame)
+        cells.append(from_ase(atoms))
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cells)
+    n_frames = -(-max(dynamics.n_train, dynamics.n_test) // dynamics.n_cells)
+    state = simulation.start(jax.random.key(seed), params, together)
+    total = dynamics.every * (dynamics.n_equilibration + n_frames)
+    _, trajectory = simulation.run(params, state, total, progress=False)
+    runs = split_replicas(trajectory.skip(dynamics.n_equilibration))
+    parts: dict[str, list[ase.Atoms]] = {}
+    for part, wanted, own in (
+        ("train", dynamics.n_train, runs[: dynamics.n_cells]),
+        ("test", dynamics.n_test, runs[dynamics.n_cells :]),
+    ):
+        per_cell = -(-wanted // dynamics.n_cells)
+        places = np.linspace(0, n_frames - 1, per_cell).round().astype(int)
+        parts[part] = [labelled(run, int(place)) for place in places for run in own][:wanted]
+        for atoms in parts[part]:
+            atoms.info["group"] = f"{temperature:g} K"
     return parts
 
 
-def labelled(potential: Potential, params: Params, atoms: ase.Atoms) -> ase.Atoms:
-    """The structure with energy, forces and stress of the potential."""
-    system = from_ase(atoms)
-    graph = pad_graph(host_graph(system, potential.cutoff), n_atoms=system.n_atoms)
-    found = EVALUATE(potential.energy, params, system, graph, stress=True)
-    stress = np.asarray(found.stress)
+def labelled(run: Trajectory, index: int) -> ase.Atoms:
+    """A frame with energy, forces and stress of the potential that drove it."""
+    atoms = to_ase(run.frame(index))
+    stress = np.asarray(run.quantities["stress"][index], float)
     atoms.calc = SinglePointCalculator(
         atoms,
-        energy=float(found.energy),
-        forces=np.asarray(found.forces, float),
-        stress=stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]].astype(float),
+        energy=float(run.quantities["energy"][index]),
+        forces=np.asarray(run.quantities["forces"][index], float),
+        stress=stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]],
     )
     return atoms
 

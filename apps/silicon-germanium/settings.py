@@ -65,21 +65,26 @@ class DynamicsConfig(Config):
     strain: float = Field(default=0.03, ge=0.0)  # random, of every cell
 
 
-class TrainingConfig(Config):
-    """The optimiser budget: steps of ``batch_size`` structures, the same for all strategies."""
+class BudgetConfig(Config):
+    """What one training may spend: steps of ``batch_size`` structures, alike for all strategies."""
 
     source_steps: int = Field(ge=1)
     steps: int = Field(ge=1)
     batch_size: int = Field(default=2, ge=1)
     source_rate: float = Field(gt=0.0)
-    rates: tuple[float, ...] = Field(min_length=1)  # to try, for every strategy and size
-    tuning_seeds: int = Field(default=1, ge=1)  # with which rates are tried
-    shares: tuple[float, ...] = Field(min_length=1)  # of the training structures
-    seeds: int = Field(ge=1)
     validation: float = Field(default=0.15, gt=0.0, le=0.5)  # share of each subset
     energy_weight: float = Field(default=10.0, ge=0.0)
     forces_weight: float = Field(default=1.0, ge=0.0)
     stress_weight: float = Field(default=500.0, ge=0.0)
+
+
+class TrainingConfig(BudgetConfig):
+    """The trainings of a pair."""
+
+    rates: tuple[float, ...] = Field(min_length=1)  # to try, for every strategy and size
+    tuning_seeds: int = Field(default=1, ge=1)  # with which rates are tried
+    shares: tuple[float, ...] = Field(min_length=1)  # of the training structures
+    seeds: int = Field(ge=1)
     only_groups: tuple[str, ...] = ()  # a further training, of the least share, knows these alone
 
     @model_validator(mode="after")
@@ -108,6 +113,7 @@ class PairConfig(Config):
 
     source: ElementFiles | SyntheticElement
     target: ElementFiles | SyntheticElement
+    model: ModelConfig | None = None  # in place of that of all pairs
     cohesive_energies: tuple[float, float] | None = None  # eV, for `scales: tables` of files
     dynamics: DynamicsConfig | None = None  # of synthetic elements
     training: TrainingConfig

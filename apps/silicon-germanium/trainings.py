@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from settings import SCRATCH, ModelConfig, StrategyConfig, TrainingConfig
+from settings import SCRATCH, BudgetConfig, ModelConfig, StrategyConfig
 
 from mosaicmd.gnn_models import scaled
 from mosaicmd.kernel.batches import Batches, prefetch
@@ -90,7 +90,7 @@ class RateState(NamedTuple):
 
 def run(job: Job) -> dict[str, Any]:
     """Train, test and keep a model; metrics by name, errors of each group of structures too."""
-    settings = TrainingConfig(**job.settings)
+    settings = BudgetConfig(**job.settings)
     data, test = read(job.train), read(job.test)
     if job.trial is None:
         chosen, rate, steps = data, settings.source_rate, settings.source_steps
@@ -182,7 +182,7 @@ def kind_of(job: Job) -> str:
 def compiled(kind: str, scales: Scales | None) -> Programs:
     """Potential and programs of all trials of a kind."""
     job = json.loads(kind)
-    settings, model = TrainingConfig(**job["settings"]), ModelConfig(**job["model"])
+    settings, model = BudgetConfig(**job["settings"]), ModelConfig(**job["model"])
     of_source = job["strategy"] is None
     steps = settings.source_steps if of_source else settings.steps
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // 50), steps)
