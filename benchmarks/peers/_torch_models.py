@@ -53,8 +53,8 @@ class TorchModel:
             from ase.neighborlist import neighbor_list
 
             i, j, shifts = neighbor_list("ijS", atoms, self.cutoff)
-            self.graphs[id(atoms)] = np.stack([i, j]), shifts
-        return self.graphs[id(atoms)]
+            self.graphs[id(atoms)] = np.stack([i, j]), shifts, atoms  # which keeps the id taken
+        return self.graphs[id(atoms)][:2]
 
     def batch(self, structures):
         return {name: one.to(self.device) for name, one in self._batch(structures).items()}
@@ -106,7 +106,10 @@ class TorchModel:
 
 
 def in_two(batch):
-    """A batch of nequip-allegro counted as two structures: for one, it runs nothing compiled."""
+    """A batch of nequip-allegro counted as two structures: for one, it runs nothing compiled.
+
+    Its first batch must be of two real ones, for it compiles with parts of them.
+    """
     n_atoms = int(batch["num_atoms"].sum())
     half = n_atoms // 2
     owner, sizes = batch["batch"].clone(), batch["num_atoms"].new_tensor([half, n_atoms - half])
