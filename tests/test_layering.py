@@ -100,7 +100,7 @@ def test_apps_and_benchmarks_import_what_they_list(folder):
     files = [folder / "requirements.txt", *folder.glob("requirements-*.txt")]
     listed = [line for file in files for line in file.read_text().splitlines()]
     requirements = [Requirement(line) for line in listed if line and not line.startswith("#")]
-    required = {path.stem for path in folder.glob("*.py")}  # the modules beside it
+    required = {path.stem for path in folder.rglob("*.py")}  # the modules beside it
     for requirement in requirements:
         required.add(import_name(str(requirement)))
         member = MEMBERS.get(requirement.name.removeprefix("mosaicmd-"))
