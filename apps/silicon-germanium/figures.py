@@ -266,7 +266,7 @@ def structure_figure(outcome: Any) -> Any:
         atoms = ase.Atoms(run["numbers"], run["positions"], cell=run["cell"], pbc=True)
         x, y, z = atoms.positions[np.argsort(atoms.positions[:, 2])].T
         panel.scatter(x, y, s=110, c=z, cmap="Greys", vmin=z.min() - 6.0, edgecolors="k", lw=0.4)
-        a, b = atoms.cell[0][:2], atoms.cell[1][:2]
+        a, b = atoms.cell.array[:2, :2]
         edge = np.array([[0.0, 0.0], a, a + b, b, [0.0, 0.0]])
         panel.plot(*edge.T, color=color(outcome, name), lw=1.5)
         panel.set(title=f"{name}, {run['stable_ps']:.1f} ps", aspect="equal", xticks=[], yticks=[])

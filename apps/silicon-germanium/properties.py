@@ -94,7 +94,7 @@ def surface_energy(
     slab = ase.build.diamond100(element.symbol, (1, 1, 8), a=a, vacuum=potential.cutoff)
     slab.pbc = True
     energy = energy_of(potential, params, from_ase(slab)) - len(slab) * bulk
-    area = np.linalg.norm(np.cross(slab.cell[0], slab.cell[1]))
+    area = np.linalg.norm(np.cross(*slab.cell.array[:2]))
     return 1e3 * float(energy) / (2.0 * float(area))
 
 

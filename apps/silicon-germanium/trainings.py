@@ -16,8 +16,8 @@ from mosaicmd.gnn_models import scaled
 from mosaicmd.kernel.batches import Batches, prefetch
 from mosaicmd.kernel.data import Labels, read_systems
 from mosaicmd.kernel.examples import Example, make_examples
-from mosaicmd.kernel.force_matching import MatchingLoss, force_matching
-from mosaicmd.kernel.label_errors import Sums, error_metrics, predict, sum_errors
+from mosaicmd.kernel.force_matching import force_matching
+from mosaicmd.kernel.label_errors import MatchingLoss, Sums, error_metrics, predict, sum_errors
 from mosaicmd.kernel.model_files import load_model, save_model
 from mosaicmd.kernel.potentials import Potential, build_potential
 from mosaicmd.kernel.reference_energies import fit_reference_energies
@@ -234,9 +234,9 @@ def times_rate() -> optax.GradientTransformation:
         del params
         return RateState(jnp.ones((), jnp.float32))
 
-    def update(changes: Any, state: RateState, params: Any = None) -> tuple[Any, RateState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        return jax.tree.map(lambda x: state.rate.astype(x.dtype) * x, changes), state
+        return jax.tree.map(lambda x: state.rate.astype(x.dtype) * x, updates), state
 
     return optax.GradientTransformation(init, update)
 

@@ -62,6 +62,7 @@ def labelled(
     def observe(params: Any, system: Any, graph: Any, momenta: Any) -> dict[str, jax.Array]:
         del momenta
         found = evaluate(potential.energy, params, system, graph, stress=True)
+        assert found.stress is not None
         return {"forces": found.forces, "static_stress": found.stress}
 
     dynamics = water.simulation(settings, run, potential, observe=observe)

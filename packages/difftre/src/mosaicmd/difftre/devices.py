@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 def on_devices(
     function: Callable[[Item], T],
     items: Sequence[Item],
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> list[T]:
     """``[function(item) for item in items]``, one item on each device at a time.
 
@@ -27,7 +27,7 @@ def on_devices(
     Args:
         function: returns a pytree of arrays; what it compiles is compiled for each device.
         items: what to call it with.
-        devices: those of this process by default. With one, or for one item, there are no
+        devices: of JAX, those of this process by default. With one, or for one item, there are no
             threads.
 
     Raises:
