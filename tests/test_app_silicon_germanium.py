@@ -9,10 +9,13 @@ from pathlib import Path
 
 import ase.build
 import ase.io
+import numpy as np
 import pytest
 import yaml
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+
+from mosaicmd.kernel.model_files import load_model
 
 APP = Path(__file__).parents[1] / "apps" / "silicon-germanium"
 FEW = {"source_steps": 40, "steps": 20, "source_rate": 0.01, "rates": [0.01, 0.02]}
@@ -97,3 +100,95 @@ def test_another_pair_needs_settings_alone(copper_to_nickel):
     report = (folder / "out" / "report.html").read_text()
     assert report.count("<svg") == 2
     assert "src=" not in report
+
+
+def test_model_files_say_how_they_were_made(copper_to_nickel):
+    """Ratios of ASE's lattice constants and of the cohesive energies given; frozen and pulled."""
+    folder, _ = copper_to_nickel
+    models = folder / "out" / "metals" / "models"
+    assert len(list(models.iterdir())) >= 1 + 2 * 2 * 2
+    (path, *_) = models.glob("freeze-4-0-*")
+    potential, weights = load_model(path)
+    assert potential.config["length"] == pytest.approx(3.52 / 3.61, rel=1e-3)
+    assert potential.config["energy"] == pytest.approx(4.44 / 3.49)
+    assert potential.species == (28,)
+    training = json.loads((path / "model.json").read_text())["training"]
+    assert training["transfer"]["rates"] == {"embedding": 0.0}
+    assert training["transfer"]["pull"] == 0.1
+    assert training["trial"]["size"] == 4
+    _, source = load_model(models / "source")
+    np.testing.assert_allclose(
+        weights["embedding"], source["embedding"], rtol=1e-5, atol=1e-6
+    )  # averaged
+    assert not np.array_equal(
+        weights["readout"]["hidden"]["weight"], source["readout"]["hidden"]["weight"]
+    )
+
+
+def test_the_same_command_again_computes_nothing_anew(copper_to_nickel):
+    folder, settings = copper_to_nickel
+    results = (folder / "out" / "results.json").read_bytes()
+    cached = {p: p.stat().st_mtime_ns for p in (folder / "out" / "metals" / "cache").iterdir()}
+    done = run(folder, settings)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out" / "results.json").read_bytes() == results
+    assert {p: p.stat().st_mtime_ns for p in cached} == cached
+
+
+def test_without_the_data_it_says_what_it_skipped(tmp_path):
+    settings = quick()
+    del settings["pairs"]["synthetic"]
+    done = run(tmp_path, settings, MOSAICMD_DATA="", XDG_CACHE_HOME=str(tmp_path / "empty"))
+    assert done.returncode == 0, done.stderr
+    assert "real is skipped: data set si_train.extxyz.gz" in done.stdout
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "is not on this machine" in results["skipped"]["real"]
+    assert "real: skipped" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategies": {"scratch": {}}}, "must not name 'scratch'"),
+        ({"pairs": {"real": {"source": {"train": "si.xyz"}}}}, "pairs.real"),
+        ({"seeds": 3}, "seeds: unknown key"),
+    ],
+)
+def test_bad_settings_are_named(change, message, tmp_path):
+    done = run(tmp_path, quick() | change)
+    assert done.returncode != 0
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_not_there_is_an_error_and_nothing_to_skip(tmp_path):
+    settings = quick()
+    settings["pairs"] = {"real": settings["pairs"]["real"]}
+    settings["pairs"]["real"]["source"]["train"] = "si_train.extxyz"
+    done = run(tmp_path, settings)
+    assert done.returncode != 0
+    assert "'si_train.extxyz' is no file" in " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.mark.slow
+def test_a_synthetic_pair_has_a_truth_for_every_property(tmp_path):
+    settings = quick()
+    settings["model"] = MODEL | {"cutoff": "4.0 A"}
+    settings["strategies"] = {"fit": {"scales": "fit"}}
+    pair = settings["pairs"]["synthetic"]
+    pair["dynamics"] = {"temperatures_kelvin": [300, 4000], "n_equilibration": 5, "n_cells": 2}
+    pair["dynamics"] |= {"n_train": 4, "n_test": 2}
+    pair["training"] = FEW | {"only_groups": ["300 K"]}
+    pair["hot"] |= {"duration_ps": 1.0}
+    settings["pairs"] = {"synthetic": pair}
+    done = run(tmp_path, settings)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    truth = results["pairs"]["synthetic"]["truth"]
+    assert truth["lattice_constant"] == pytest.approx(5.654, abs=0.01)
+    assert results["metrics"]["synthetic_stable_ps_truth"]["value"] == 1.0
+    for name in ("c11", "c44", "optical_phonon", "vacancy_energy", "surface_energy"):
+        assert truth[name] > 0.0
+        assert set(results["pairs"]["synthetic"]["properties"]["fit"][0]) == set(truth)
+    assert "synthetic_force_rmse_ratio_other_temperature_4000K" in results["metrics"]
+    assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 6
