@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -210,12 +209,7 @@ def dimenet(config: DimeNetConfig) -> Potential:
             rows, fits = one_row_each(graph, n_atoms, length)
         *directions, scaled = jnp.moveaxis(to_rows(polar, rows), -1, 0)
         spherical = _spherical_basis(scaled, rows, config)
-        if length is None:
-            harmonics = spherical_harmonics(*directions, n_l)
-            hear = functools.partial(sum_triplets, harmonics=harmonics, rows=rows, n_atoms=n_atoms)
-        else:
-            polynomials = pair_polynomials(*directions, n_l)
-            hear = functools.partial(sum_pairs, polynomials=polynomials, rows=rows)
+        hear = _sums_over_triplets(directions, rows, n_l, n_atoms, pairs=length is not None)
         values = _output(params["outputs"][0], m, radial, graph, n_atoms)
         for block, output in zip(params["blocks"], params["outputs"][1:], strict=True):
             m = _interaction(block, m, radial, spherical, hear)
@@ -236,6 +230,17 @@ def dimenet(config: DimeNetConfig) -> Potential:
 def build(config: Mapping[str, Any]) -> Potential:
     """:func:`dimenet` from the configuration in a model file."""
     return dimenet(load_config(DimeNetConfig, config))
+
+
+def _sums_over_triplets(
+    directions: list[Array], rows: EdgeRows, n_l: int, n_atoms: int, *, pairs: bool
+) -> Callable[[Array, list[Array]], Array]:
+    """What turns messages and filters into what every edge hears: over pairs, or by moments."""
+    if pairs:
+        polynomials = pair_polynomials(*directions, n_spherical=n_l)
+        return lambda sent, filters: sum_pairs(sent, filters, polynomials, rows)
+    harmonics = spherical_harmonics(*directions, n_spherical=n_l)
+    return lambda sent, filters: sum_triplets(sent, filters, harmonics, rows, n_atoms)
 
 
 def _spherical_basis(scaled: Array, rows: EdgeRows, config: DimeNetConfig) -> list[Array]:

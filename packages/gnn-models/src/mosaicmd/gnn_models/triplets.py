@@ -292,7 +292,8 @@ def _plain_in(Z: Array, sent: Array) -> Array:
 
 def _plain_pairs(P: Array, sent: Array) -> Array:
     """:func:`_plain_in` term by term, which on CPUs is one pass: long sums become several."""
-    return sum(P[:, :, m, None] * sent[:, None, m] for m in range(P.shape[2]))
+    terms = (P[:, :, m, None] * sent[:, None, m] for m in range(P.shape[2]))
+    return functools.reduce(jnp.add, terms)
 
 
 def _plain_out(Z: Array, moments: Array) -> Array:
