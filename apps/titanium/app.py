@@ -93,11 +93,19 @@ def compare(
         for group, chosen in (("heldout", settings.heldout_kelvin), ("learned", None)):
             kelvin = settings.experiment.temperatures_kelvin if chosen is None else chosen
             value, error = deviation(of.elasticity, tuple(kelvin))
-            metrics[f"elastic_mape_{group}_{name}"] = Metric(value, "%", error, 0.0, FISHER)
-        pressures = of.elasticity.values[:, -1]
-        worst = int(np.argmax(np.abs(pressures)))
-        value, error = abs(float(pressures[worst])), float(of.elasticity.errors[worst, -1])
-        metrics[f"pressure_max_abs_{name}"] = Metric(value, "GPa", error, 0.0, "ambient")
+            if np.isfinite(value):
+                metrics[f"elastic_mape_{group}_{name}"] = Metric(value, "%", error, 0.0, FISHER)
+        broken = [
+            int(np.isnan(of_run.values[:, 0]).sum()) for of_run in (of.elasticity, of.expansion)
+        ]
+        metrics[f"broken_runs_{name}"] = Metric(
+            float(sum(broken)), "", None, 0.0, "simulations that exploded and are left out"
+        )
+        pressures = np.abs(of.elasticity.values[:, -1])
+        if np.isfinite(pressures).any():
+            worst = int(np.nanargmax(pressures))
+            value, error = float(pressures[worst]), float(of.elasticity.errors[worst, -1])
+            metrics[f"pressure_max_abs_{name}"] = Metric(value, "GPa", error, 0.0, "ambient")
         errors = of.labels["all"]
         for label, unit, scale in (
             ("energy", "mev_per_atom", 1.0),
@@ -113,9 +121,10 @@ def compare(
         for axis, letter in enumerate("ac"):
             value, error = slope(of.expansion, axis)
             reference, _ = slope(measured_cells(of.expansion.kelvin), axis)
-            metrics[f"expansion_{letter}_{name}"] = Metric(
-                value, "1e-6/K", error, reference, "the measured cells"
-            )
+            if np.isfinite(value):
+                metrics[f"expansion_{letter}_{name}"] = Metric(
+                    value, "1e-6/K", error, reference, "the measured cells"
+                )
         metrics[f"lowest_phonon_{name}"] = Metric(float(of.branches[1].min()), "THz")
         metrics[f"stable_{name}"] = Metric(of.stable_ps, "ps")
         metrics[f"wandering_{name}"] = Metric(min(of.wandering, 99.0), "neighbor distances")
@@ -123,9 +132,15 @@ def compare(
 
 
 def deviation(series: validation.Series, kelvin: tuple[float, ...]) -> tuple[float, float]:
-    """Mean absolute deviation of the elastic constants from measured ones, %, and its error."""
-    rows = [k for k, t in enumerate(series.kelvin) if t in kelvin]
+    """Mean absolute deviation of the elastic constants from measured ones, %, and its error.
+
+    Of the simulations that did not break; NaN if all of them did.
+    """
+    there = np.isfinite(series.values[:, 0])
+    rows = [k for k, t in enumerate(series.kelvin) if t in kelvin and there[k]]
     table = titanium.measured()
+    if not rows:
+        return float("nan"), float("nan")
     wanted = np.array([table[float(series.kelvin[k])].constants for k in rows])
     relative = (series.values[rows, :5] - wanted) / wanted
     errors = series.errors[rows, :5] / wanted

@@ -134,12 +134,19 @@ def elasticity(
     params: Any,
     directory: Path,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """C11, C12, C13, C33, C44 and pressure in the measured cells, with errors, GPa."""
+    """C11, C12, C13, C33, C44 and pressure in the measured cells, with errors, GPa.
+
+    Not numbers at temperatures where the simulation broke.
+    """
     run, measured, found = settings.validation, titanium.measured(), []
     for index, kelvin in enumerate(run.temperatures_kelvin):
         start, kT = titanium.crystal(settings, measured[kelvin]), measured[kelvin].kT
         folder, key = directory / f"{kelvin:g}K", key_of(settings, "elasticity", index)
-        frames = simulated(dynamics, run, params, start, kT, key, folder)
+        try:
+            frames = simulated(dynamics, run, params, start, kT, key, folder)
+        except SimulationError:
+            found.append((np.full(6, np.nan), np.full(6, np.nan)))
+            continue
         observable = titanium.elasticity(potential, measured[kelvin], start)
         value, info = observable(frames)
         found.append((np.asarray(value), np.asarray(info.error)))
@@ -149,12 +156,16 @@ def elasticity(
 def expansion(
     settings: titanium.TitaniumConfig, dynamics: Simulation, params: Any, directory: Path
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Lattice parameters a and c without pressure, with errors, Å."""
+    """Lattice parameters a and c without pressure, with errors, Å; not numbers if it broke."""
     run, measured, found = settings.validation.expansion, titanium.measured(), []
     for index, kelvin in enumerate(run.temperatures_kelvin):
         start, kT = titanium.crystal(settings, measured[kelvin]), measured[kelvin].kT
         folder, key = directory / f"npt-{kelvin:g}K", key_of(settings, "expansion", index)
-        frames = simulated(dynamics, run, params, start, kT, key, folder)
+        try:
+            frames = simulated(dynamics, run, params, start, kT, key, folder)
+        except SimulationError:
+            found.append((np.full(2, np.nan), np.full(2, np.nan)))
+            continue
         cells = np.asarray(frames.systems.cell, float)
         edges = np.linalg.norm(cells, axis=-1) / np.array(settings.repeats)
         lengths = np.stack([edges[:, :2].mean(axis=1), edges[:, 2]], axis=1)
