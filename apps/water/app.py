@@ -46,7 +46,6 @@ class Validation(NamedTuple):
 @app.callback()
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_default_matmul_precision", "float32")
 
 
 Preset = Annotated[str, typer.Option(help="settings in config/PRESET.yaml")]
