@@ -119,7 +119,7 @@ def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: P
         n_equilibration=run.steps(run.equilibration_ps),
         n_production=run.steps(run.production_ps),
         key=key,
-        replicas=None if run.replicas == 1 else run.replicas,
+        replicas=run.replicas,
         directory=out / "training" / "sampling",
         progress=None,
     )
@@ -147,8 +147,7 @@ def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: P
 def announce(settings: water.WaterConfig, dynamics: Simulation, params: Any, system: Any) -> None:
     """Say how long molecular dynamics will take, from a few steps of it."""
     run = settings.training
-    replicas = None if run.replicas == 1 else run.replicas
-    state = dynamics.start(jax.random.key(0), params, system, replicas=replicas)
+    state = dynamics.start(jax.random.key(0), params, system, replicas=run.replicas)
     began = time.monotonic()
     dynamics.run(params, state, run.every, progress=False)
     per_step = (time.monotonic() - began) / run.every
@@ -180,9 +179,8 @@ def validate(
 
     dynamics = water.simulation(settings, run, potential, observe=observe)
     seed = settings.seed + 1
-    start = water.start_system(settings, seed)
-    key, replicas = jax.random.key(seed), None if run.replicas == 1 else run.replicas
-    state = dynamics.start(key, params, start, replicas=replicas)
+    key, start = jax.random.key(seed), water.start_system(settings, seed)
+    state = dynamics.start(key, params, start, replicas=run.replicas)
     skipped = run.steps(run.equilibration_ps)
     total = skipped + run.steps(run.production_ps * fraction)
     _, trajectory = dynamics.run(params, state, total, directory=directory)

@@ -66,7 +66,7 @@ def labelled(
         return {"forces": found.forces, "static_stress": found.stress}
 
     dynamics = water.simulation(settings, run, potential, observe=observe)
-    kT = units.KELVIN * jnp.array(run.temperatures_kelvin * run.replicas)
+    kT = units.KELVIN * jnp.array(run.temperatures_kelvin * (run.replicas or 1))
     start = water.start_system(settings, settings.seed + 2)
     key = jax.random.key(settings.seed + 2)
     state = dynamics.start(key, params, start, kT=kT, replicas=len(kT))

@@ -62,8 +62,8 @@ class ModelConfig(Config):
 class RunConfig(Config):
     """How to simulate; ``friction_per_ps`` is that of the Langevin thermostat.
 
-    Each of the ``replicas`` runs for that long. After every ``chunk_frames`` frames progress is
-    shown and a run can be resumed.
+    With ``replicas``, each of them runs for that long. After every ``chunk_frames`` frames progress
+    is shown and a run can be resumed.
     """
 
     timestep_fs: Time = Field(gt=0.0)
@@ -73,7 +73,7 @@ class RunConfig(Config):
     friction_per_ps: float = Field(default=1.0, gt=0.0)
     skin: float = Field(default=0.8, ge=0.0)
     chunk_frames: int = Field(default=100, ge=1)
-    replicas: int = Field(default=1, ge=1)
+    replicas: int | None = Field(default=None, ge=1)
 
     @property
     def every(self) -> int:

@@ -75,6 +75,10 @@ def test_frames_are_reused_until_they_lose_their_effective_size():
     algorithm = difftre(harmonic_energy, None, [harmonic_point()], moving, reuse_fraction=1.0)
     state = train(algorithm, start(), 5, quiet=True)
     assert int(state.n_simulations) == 5
+    for_ever = difftre(harmonic_energy, None, [harmonic_point()], moving, reuse_fraction=0.0)
+    state = train(for_ever, start(), 5, quiet=True)
+    assert int(state.n_simulations) == 1
+    assert float(state.params["k"]) != 1.0
 
 
 def test_parameters_from_outside_change_the_effective_size_by_the_closed_form():

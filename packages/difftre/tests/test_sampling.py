@@ -105,8 +105,11 @@ def test_replicas_add_their_frames_one_after_another(make, tmp_path):
     found = positions(first).reshape(3, 8, 8, 3)
     np.testing.assert_array_equal(found[:, -1], state.positions)
     assert not np.allclose(found[0], found[1])
-    steps = np.linalg.norm(positions(second).reshape(3, 8, 8, 3)[:, 0] - found[:, -1], axis=-1)
-    assert steps.max() < 10.0 * np.linalg.norm(found, axis=-1).max()
+    ends = state._replace(positions=state.positions[::-1], momenta=state.momenta[::-1])
+    _, swapped = one.sample(PARAMS, ends)
+    assert not np.array_equal(positions(second), positions(swapped))
+    _, same = sampler(replicas=3).sample(PARAMS, state)
+    np.testing.assert_array_equal(positions(second), positions(same))
     assert first.time is None
     assert first.state_point == StatePoint(KT)
 

@@ -207,11 +207,9 @@ def _resampled(
     Where there are several devices, state points are simulated at the same time, one on each.
     """
     samplers, samples = list(state.samplers), list(state.samples)
-    stale = [
-        i
-        for i, point in enumerate(state_points)
-        if float(samples[i].n_eff) < reuse_fraction * point.sampler.n_frames
-    ]
+    sizes = [float(one.n_eff) for one in samples]  # 0 where nothing was simulated yet
+    wanted = [reuse_fraction * point.sampler.n_frames for point in state_points]
+    stale = [i for i, size in enumerate(sizes) if size == 0.0 or size < wanted[i]]
 
     def simulated(i: int) -> tuple[Any, Samples]:
         sampler, trajectory = state_points[i].sampler.sample(state.params, state.samplers[i])
