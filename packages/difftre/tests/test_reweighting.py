@@ -101,8 +101,14 @@ def test_derivatives_equal_central_differences_on_fixed_frames():
         np.testing.assert_allclose(column[..., 0], difference, rtol=1e-6)
 
 
-def test_few_averages_of_many_parameters_are_differentiated_backwards_and_exactly():
-    """A spring per direction, two averages: central differences on fixed frames, to 1e-6."""
+@pytest.mark.parametrize("n_bins", [0, 20])
+def test_few_averages_of_many_parameters_are_differentiated_backwards_and_exactly(
+    n_bins, monkeypatch
+):
+    """A spring per direction, two averages: central differences on fixed frames, to 1e-6.
+
+    A distribution that is fixed in each frame, of more bins than parameters, changes nothing.
+    """
 
     def energy(params, system, graph):
         return 0.5 * jnp.sum(params["k"] * system.positions**2, axis=-1)
@@ -118,8 +124,16 @@ def test_few_averages_of_many_parameters_are_differentiated_backwards_and_exactl
     observable = Observable(
         name="pull", unit="", per_frame=per_frame, combine=combine, depends_on_params=True
     )
-    target = Target(observable=observable, value=np.zeros(2), tolerance=1.0)
-    reweighting = Reweighting(energy, None, [target], StatePoint(KT))
+    targets = [Target(observable=observable, value=np.zeros(2), tolerance=1.0)]
+    if n_bins:
+        bins = Observable(
+            name="bins",
+            unit="",
+            per_frame=lambda p, s, g, m: jnp.sum(s.positions) * jnp.arange(1.0, n_bins + 1.0),
+        )
+        targets.insert(0, Target(observable=bins, value=np.zeros(n_bins), tolerance=1.0))
+    monkeypatch.setattr(jax, "jacfwd", None)
+    reweighting = Reweighting(energy, None, targets, StatePoint(KT))
     start = {"k": jnp.full((1, 3), 1.5)}
     sampler = harmonic_sampler(40, n_atoms=2)
     _, trajectory = sampler.sample({"k": 1.5}, sampler.init())

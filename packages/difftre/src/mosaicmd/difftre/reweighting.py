@@ -245,7 +245,7 @@ class Reweighting:
         jacobian = jax.tree.map(lambda pull: pull @ weight_slopes, by_weight)
         if self.moving:
             direct = self._direct(observe, flat, trajectory, graphs, values, weights)
-            jacobian = jax.tree.map(jnp.add, jacobian, direct)
+            jacobian |= {name: jacobian[name] + slope for name, slope in direct.items()}
         return Linearised(Prediction(averages, weights, n_eff), jacobian, metric)
 
     def _direct(
@@ -259,17 +259,18 @@ class Reweighting:
     ) -> dict[str, Array]:
         """What averages change because observables of a frame do, by some of the frames.
 
-        Averages are mostly fewer than values of a frame (six elastic constants, from 29
-        numbers), so each is followed backwards, to the frames and then to the parameters.
+        Averages of such observables alone, distributions that are fixed in a frame not among
+        them, are mostly fewer than values of a frame (six elastic constants, from 29 numbers),
+        so each is followed backwards, to the frames and then to the parameters.
         """
         systems = trajectory.systems
-        positions, cell, values, weights, graphs = jax.tree.map(
+        moving = {o.name: values[o.name] for o in self.moving}
+        positions, cell, moving, weights, graphs = jax.tree.map(
             lambda leaf: leaf[:: self.direct_every],
-            (systems.positions, systems.cell, values, weights, graphs),
+            (systems.positions, systems.cell, moving, weights, graphs),
         )
         trajectory = trajectory._replace(systems=systems._replace(positions=positions, cell=cell))
-        moving = {o.name: values[o.name] for o in self.moving}
-        pulls, unravel = self._pulls(moving, values, normalised_weights(weights))
+        pulls, unravel = self._pulls(moving, normalised_weights(weights))
         backwards = pulls[next(iter(pulls))].shape[1] <= flat.size
 
         def one(system: System, graph: Graph | None, pull: dict[str, Array]) -> Array:
@@ -291,15 +292,15 @@ class Reweighting:
         return jax.vmap(unravel, in_axes=1, out_axes=-1)(total)
 
     def _pulls(
-        self, moving: dict[str, Array], values: dict[str, Array], weights: Array
+        self, moving: dict[str, Array], weights: Array
     ) -> tuple[dict[str, Array], Callable[[Array], dict[str, Array]]]:
-        """Derivatives of all averages in the values, ``[n_frames, n_averages, *value]``."""
+        """Derivatives of averages in their values, ``[n_frames, n_averages, *value]``."""
 
-        def averages(moving: dict[str, Array]) -> Array:
-            return ravel_pytree(self._averages(values | moving, weights))[0]
+        def averages(moving: dict[str, Array]) -> dict[str, Array]:
+            return {o.name: o.estimate(moving[o.name], weights)[0] for o in self.moving}
 
-        unravel = ravel_pytree(self._averages(values, weights))[1]
-        pulls = jax.jacrev(averages)(moving)
+        unravel = ravel_pytree(averages(moving))[1]
+        pulls = jax.jacrev(lambda x: ravel_pytree(averages(x))[0])(moving)
         return jax.tree.map(lambda pull: jnp.swapaxes(pull, 0, 1), pulls), unravel
 
 
