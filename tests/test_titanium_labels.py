@@ -1,4 +1,4 @@
-"""Least squares in the titanium app: known minima, slopes by differences, the crystal at rest."""
+"""Least squares on the titanium of the app: slopes by differences, the crystal at rest."""
 
 import importlib
 import sys
@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from mosaicmd.kernel.batches import Batches
 from mosaicmd.kernel.label_errors import MatchingLoss
+from mosaicmd.kernel.least_squares import anchor, fit_residuals, quadratic_loss
 from mosaicmd.kernel.potentials import sum_potentials
 
 APP = Path(__file__).parents[1] / "apps" / "titanium"
@@ -20,20 +21,17 @@ LOSS = MatchingLoss(energy=10.0, forces=1.0, stress=1000.0)
 
 
 @pytest.fixture(scope="module")
-def app():
-    """The modules `labels` and `titanium` of the app, gone again afterwards."""
-    names = ("labels", "titanium")
+def titanium():
+    """The module of the app, gone again afterwards."""
     sys.path.insert(0, str(APP))
-    yield {name: importlib.import_module(name) for name in names}
+    yield importlib.import_module("titanium")
     sys.path.remove(str(APP))
-    for name in names:
-        sys.modules.pop(name)
+    sys.modules.pop("titanium")
 
 
 @pytest.fixture(scope="module")
-def problem(app):
+def problem(titanium):
     """Settings, terms, six structures in float64, and a start that is not stationary."""
-    titanium = app["titanium"]
     raw = yaml.safe_load((APP / "config" / "quick.yaml").read_text())
     settings = titanium.TitaniumConfig(**raw)
     terms = titanium.terms(settings.model)
@@ -48,49 +46,33 @@ def _widened(leaf):
     return leaf.astype(float) if leaf.dtype == np.float32 else leaf
 
 
-def test_least_squares_ends_in_the_minimum_of_rosenbrock(app):
-    """Residuals 10 (y - x²) and 1 - x vanish at (1, 1)."""
-    fit = app["labels"].fit_residuals(
-        lambda p: jnp.array([10.0 * (p["y"] - p["x"] ** 2), 1.0 - p["x"]])
-    )
-    state = fit.init({"x": jnp.array(-1.2), "y": jnp.array(1.0)})
-    losses = []
-    for _ in range(40):
-        state, metrics = fit.step(state, None)
-        losses.append(metrics["loss"])
-    assert np.all(np.diff(losses) <= 0.0)
-    np.testing.assert_allclose([state.params["x"], state.params["y"]], 1.0, atol=1e-8)
-
-
-def test_slope_is_that_of_differences(app, problem):
+def test_slope_is_that_of_differences(problem):
     _, terms, batches, start = problem
-    quadratic = app["labels"].quadratic
+    quadratic = quadratic_loss(terms, LOSS, batches)
     flat, unravel = ravel_pytree(start)
     along = jax.random.normal(jax.random.key(1), flat.shape) * 1e-5
-    found = quadratic(terms, LOSS, batches, start)
-    ends = [quadratic(terms, LOSS, batches, unravel(flat + s * along)) for s in (-1.0, 1.0)]
+    found = quadratic(start)
+    ends = [quadratic(unravel(flat + s * along)) for s in (-1.0, 1.0)]
     np.testing.assert_allclose(found.slope @ along, 0.5 * (ends[1].loss - ends[0].loss), rtol=1e-5)
     assert np.linalg.eigvalsh(found.curvature).min() > -1e-9 * np.abs(found.curvature).max()
 
 
-def test_the_anchor_costs_what_the_quadratic_says(app, problem):
+def test_the_anchor_costs_what_the_quadratic_says(problem):
     _, terms, batches, start = problem
-    labels = app["labels"]
-    about = labels.quadratic(terms, LOSS, batches, start)
+    about = quadratic_loss(terms, LOSS, batches)(start)
     flat, unravel = ravel_pytree(start)
     change = jax.random.normal(jax.random.key(2), flat.shape) * 1e-2
-    residuals = labels.anchor(start, about, 3.0)(unravel(flat + change))
+    residuals = anchor(start, about, 3.0)(unravel(flat + change))
     wanted = 3.0 * 0.5 * change @ about.curvature @ change
     np.testing.assert_allclose(0.5 * jnp.sum(residuals**2), wanted, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_experiment_at_rest_can_be_met_by_the_model(app, problem):
+def test_experiment_at_rest_can_be_met_by_the_model(titanium, problem):
     """Six numbers, more parameters: no deviation from those measured at 4 K needs to remain."""
     settings, terms, _, start = problem
-    titanium, labels = app["titanium"], app["labels"]
     at_rest = titanium.at_rest(settings.experiment, sum_potentials(*terms))
-    fit = labels.fit_residuals(at_rest)
+    fit = fit_residuals(at_rest)
     state = fit.init(start)
     for _ in range(12):
         state, _ = fit.step(state, None)

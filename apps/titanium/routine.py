@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import titanium
-from labels import anchor, fit_labels, fit_residuals, near, quadratic
 
 from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler, gauss_newton
 from mosaicmd.kernel.force_matching import force_matching
+from mosaicmd.kernel.least_squares import anchor, fit_labels, fit_residuals, near, quadratic_loss
 from mosaicmd.kernel.potentials import Potential
 from mosaicmd.kernel.routines import alternate, then
 from mosaicmd.kernel.training import Algorithm, averaged_params, tail_average, train
@@ -29,7 +29,7 @@ def learn(settings: titanium.TitaniumConfig, potential: Potential, out: Path) ->
     dft = train(fit, start, settings.labels.n_steps, **run).params
 
     loss = settings.labels.model_copy(update={"stress": fusion.stress}).loss
-    labels = anchor(dft, quadratic(terms, loss, batches, dft), fusion.label_weight)
+    labels = anchor(dft, quadratic_loss(terms, loss, batches)(dft), fusion.label_weight)
     both = alternate(
         experiment=tail_average(
             from_experiment(settings, potential, penalty=labels), experiment.average_last
