@@ -2,18 +2,16 @@
 
 import importlib
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
+import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from app_runs import app_command, finished, killed
 
 from mosaicmd.difftre import aggregate_forces
 from mosaicmd.kernel import units
@@ -197,11 +195,15 @@ def test_errors_of_populations_and_divergences_come_from_the_scatter(ramachandra
     assert 0.0 < error < 0.1
 
 
-def test_torsions_are_those_of_the_kernel(ramachandran):
-    points = np.random.default_rng(1).normal(size=(5, 4, 3))
-    found = ramachandran.torsion(*np.moveaxis(points, 1, 0))
-    measure = dihedral(((0, 1, 2, 3),)).values
-    np.testing.assert_allclose(found, [measure(make_system(p, 1))[0] for p in points], rtol=1e-10)
+def test_torsions_of_other_frames_are_those_of_ase(ramachandran, monkeypatch, tmp_path):
+    points = np.random.default_rng(1).normal(size=(6, 5, 3))
+    np.savez(tmp_path / "frames.npz", coordinates=points)
+    monkeypatch.setattr(ramachandran, "fetch", lambda name: tmp_path / "frames.npz")
+    found = np.degrees(ramachandran.outside()) % 360.0
+    for angles, place in zip(found, points, strict=True):
+        atoms = ase.Atoms("C5", place)
+        wanted = [atoms.get_dihedral(k, k + 1, k + 2, k + 3) for k in (0, 1)]
+        np.testing.assert_allclose(angles, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize(("phi", "psi"), [(-75.0, 145.0), (60.0, -30.0)])
@@ -262,15 +264,8 @@ def test_collecting_maps_hydrogens_onto_their_beads(generate, tmp_path, monkeypa
         generate.main()
 
 
-def command(folder, *, settings=None):
-    config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump(small_settings() if settings is None else settings))
-    arguments = ["run", "--config", str(config), "--out", str(folder / "out")]
-    return [sys.executable, str(APP / "app.py"), *arguments]
-
-
-def finished(arguments):
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=1200)
+def command(folder, settings=None):
+    return app_command(APP, folder, settings or small_settings())
 
 
 @pytest.fixture(scope="module")
@@ -302,14 +297,7 @@ def test_output_is_complete_and_learning_lowers_the_relative_entropy(undisturbed
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_models(undisturbed, tmp_path):
     arguments = command(tmp_path)
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = tmp_path / "out" / "combined" / "checkpoints"
-    deadline = time.monotonic() + 600.0
-    while not list(first.glob("step-*.safetensors")) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed(arguments, tmp_path / "out" / "combined" / "checkpoints", "step-*.safetensors")
     assert finished(arguments).returncode == 0
     for name in ("matched", "entropy", "combined"):
         path = f"model-{name}/weights.safetensors"
@@ -324,7 +312,7 @@ def test_a_killed_run_goes_on_to_the_same_models(undisturbed, tmp_path):
     ],
 )
 def test_bad_settings_are_named(change, message, tmp_path):
-    done = finished(command(tmp_path, settings=small_settings() | change))
+    done = finished(command(tmp_path, small_settings() | change))
     assert done.returncode != 0
     assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr

@@ -1,15 +1,11 @@
 """The diamond app on a small cell: complete output, learning, exact resume after a kill."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+from app_runs import app_command, finished, killed
 
 from mosaicmd.kernel.metrics import read_metrics
 
@@ -23,16 +19,13 @@ def command(folder):
     settings["training"] |= {"n_equilibration": 20, "n_frames": 120}
     settings["training"] |= {"n_updates": 3, "average_last": 1}
     settings["validation"] |= {"n_equilibration": 20, "n_frames": 200}
-    config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    arguments = ["run", "--config", str(config), "--out", str(folder / "out")]
-    return [sys.executable, str(APP / "app.py"), *arguments]
+    return app_command(APP, folder, settings)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run(command(folder), capture_output=True, text=True, timeout=900)
+    done = finished(command(folder))
     assert done.returncode == 0, done.stderr
     return folder / "out"
 
@@ -59,16 +52,9 @@ def test_shear_becomes_stiffer_with_every_update(undisturbed):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path):
     arguments = command(tmp_path)
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = tmp_path / "out" / "training" / "checkpoints"
-    deadline = time.monotonic() + 600.0
-    while not list(first.glob("step-*.safetensors")) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed(arguments, tmp_path / "out" / "training" / "checkpoints", "step-*.safetensors")
     assert not (tmp_path / "out" / "results.json").exists()
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=900)
+    done = finished(arguments)
     assert done.returncode == 0, done.stderr
     for name in ("results.json", "report.html", "model/weights.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (undisturbed / name).read_bytes(), name

@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import ase.build
@@ -12,6 +9,7 @@ import ase.io
 import numpy as np
 import pytest
 import yaml
+from app_runs import app_command, finished
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -32,16 +30,7 @@ def quick():
 
 
 def run(folder, settings, **environment):
-    config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump(settings, sort_keys=False))
-    arguments = ["run", "--config", str(config), "--out", str(folder / "out"), "--workers", "1"]
-    return subprocess.run(
-        [sys.executable, str(APP / "app.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        env=os.environ | environment,
-    )
+    return finished([*app_command(APP, folder, settings), "--workers", "1"], **environment)
 
 
 def metal(folder, symbol, a):

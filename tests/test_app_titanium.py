@@ -2,13 +2,13 @@
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from app_runs import app_command, finished
 
 APP = Path(__file__).parents[1] / "apps" / "titanium"
 MODELS = ("dft", "exp", "fused")
@@ -26,16 +26,13 @@ def command(folder):
     validation["expansion"] |= {"temperatures_kelvin": [323, 373], "n_equilibration": 5}
     validation["expansion"] |= {"n_frames": 20}
     validation["stability"] |= {"every": 10, "n_frames": 10}
-    config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    arguments = ["run", "--config", str(config), "--out", str(folder / "out")]
-    return [sys.executable, str(APP / "app.py"), *arguments]
+    return app_command(APP, folder, settings)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run(command(folder), capture_output=True, text=True, timeout=900)
+    done = finished(command(folder))
     assert done.returncode == 0, done.stderr
     return folder / "out"
 

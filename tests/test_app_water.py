@@ -2,11 +2,7 @@
 
 import importlib
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -14,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from app_runs import app_command, finished, killed
 
 from mosaicmd.kernel import units
 from mosaicmd.kernel.config import ConfigError, load_config
@@ -43,21 +40,14 @@ def small_network():
     return settings
 
 
-def command(folder, *, settings=None):
-    config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump(small_settings() if settings is None else settings))
-    arguments = ["run", "--config", str(config), "--out", str(folder / "out")]
-    return [sys.executable, str(APP / "app.py"), *arguments]
-
-
-def run(arguments):
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=900)
+def command(folder, settings=None, task="run"):
+    return app_command(APP, folder, settings or small_settings(), task)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(command(folder))
+    done = finished(command(folder))
     assert done.returncode == 0, done.stderr
     return folder / "out"
 
@@ -95,16 +85,9 @@ def test_learning_lowers_the_pressure_of_the_repulsive_start(undisturbed):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path):
     arguments = command(tmp_path)
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = tmp_path / "out" / "training" / "checkpoints"
-    deadline = time.monotonic() + 600.0
-    while not list(first.glob("step-*.safetensors")) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed(arguments, tmp_path / "out" / "training" / "checkpoints", "step-*.safetensors")
     assert not (tmp_path / "out" / "results.json").exists()
-    assert run(arguments).returncode == 0
+    assert finished(arguments).returncode == 0
     for name in ("results.json", "report.html", "model/weights.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
@@ -118,7 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path):
     ],
 )
 def test_bad_settings_are_named(change, message, tmp_path):
-    done = run(command(tmp_path, settings=small_settings() | change))
+    done = finished(command(tmp_path, small_settings() | change))
     assert done.returncode != 0
     assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
@@ -128,7 +111,7 @@ def test_an_output_folder_of_other_settings_is_refused(undisturbed, tmp_path):
     config = tmp_path / "other.yaml"
     config.write_text(yaml.safe_dump(small_settings() | {"seed": 7}))
     app = [sys.executable, str(APP / "app.py"), "run"]
-    done = run([*app, "--config", str(config), "--out", str(undisturbed)])
+    done = finished([*app, "--config", str(config), "--out", str(undisturbed)])
     assert done.returncode != 0
     assert "other settings" in done.stderr
 
@@ -214,20 +197,13 @@ def test_a_model_is_a_spline_or_a_network(water):
 @pytest.mark.slow
 def test_a_network_learns_and_is_resumed(tmp_path):
     """Killed within its first simulation, it goes on from there; two updates move every weight."""
-    _, app, _, *rest = command(tmp_path, settings=small_network())
-    arguments = [sys.executable, app, "train", *rest]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    arguments = command(tmp_path, small_network(), "train")
     sampling = tmp_path / "out" / "training" / "sampling"
-    deadline = time.monotonic() + 900.0
-    while not list(sampling.glob("*/production/frames/*")) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    _, errors = process.communicate()
-    assert b"learning on cpu: 2 updates of about" in errors
+    errors = killed(arguments, sampling, "*/production/frames/*")
+    assert "learning on cpu: 2 updates of about" in errors
     kept = min(sampling.glob("*/production/frames/*"))
     written = kept.stat().st_mtime_ns
-    assert run(arguments).returncode == 0
+    assert finished(arguments).returncode == 0
     assert not kept.exists() or kept.stat().st_mtime_ns == written
     metrics = read_metrics(tmp_path / "out" / "training" / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2]

@@ -33,7 +33,12 @@ from mosaicmd.kernel.config import Config, Energy, Length, Temperature, Time
 from mosaicmd.kernel.data import Labels
 from mosaicmd.kernel.examples import make_examples
 from mosaicmd.kernel.integrators import langevin
-from mosaicmd.kernel.observables.internal_coordinates import bond_angle, bond_length, dihedral
+from mosaicmd.kernel.observables.internal_coordinates import (
+    Coordinate,
+    bond_angle,
+    bond_length,
+    dihedral,
+)
 from mosaicmd.kernel.potentials import Potential, sum_potentials
 from mosaicmd.kernel.simulation import Simulation
 from mosaicmd.kernel.systems import System, make_system
@@ -180,12 +185,17 @@ def coordinates(positions: np.ndarray) -> dict[str, np.ndarray]:
         "impropers": dihedral(IMPROPERS),
         "torsions": dihedral((PHI, PSI)),
     }
+    return values_of(kinds, positions)
+
+
+def values_of(kinds: dict[str, Coordinate], positions: np.ndarray) -> dict[str, np.ndarray]:
+    """Internal coordinates of every frame of a molecule, ``[n_frames, n]`` of each kind."""
+    start = make_system(positions[0], C, dtype=jnp.float32)
 
     @jax.jit
-    def measure(systems: jax.Array) -> dict[str, jax.Array]:
-        start = beads(positions[0])
+    def measure(frames: jax.Array) -> dict[str, jax.Array]:
         one = lambda r: {k: c.values(start._replace(positions=r)) for k, c in kinds.items()}  # noqa: E731
-        return jax.vmap(one)(systems)
+        return jax.vmap(one)(frames)
 
     found = measure(jnp.asarray(positions, jnp.float32))
     return {name: np.asarray(values, float) for name, values in found.items()}

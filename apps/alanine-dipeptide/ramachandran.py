@@ -7,6 +7,7 @@ import alanine
 import numpy as np
 
 from mosaicmd.difftre import jensen_shannon_divergence
+from mosaicmd.kernel.observables.internal_coordinates import dihedral
 from mosaicmd.kernel.registry import DataSetError, fetch
 
 EDGES = np.linspace(-np.pi, np.pi, alanine.N_BINS + 1)
@@ -15,6 +16,8 @@ BASINS = ("beta", "PII", "right", "left")  # with helices of either hand
 FEWEST = 10
 """Frames that a bin of the reference needs to have a free energy."""
 N_RESAMPLED = 40
+BACKBONE = dihedral(((0, 1, 2, 3), (1, 2, 3, 4)))
+"""phi and psi of C, N, CA, C, N."""
 OUTSIDE = "alanine_dipeptide/ala2_cgnet_5bead_train.npz"
 
 
@@ -99,13 +102,4 @@ def outside() -> np.ndarray | None:
     except DataSetError:
         return None
     with np.load(path) as data:
-        c0, n0, ca, c1, n1 = np.moveaxis(data["coordinates"].astype(float), 1, 0)
-    return np.stack([torsion(c0, n0, ca, c1), torsion(n0, ca, c1, n1)], axis=1)
-
-
-def torsion(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Dihedral of IUPAC's sign, rad, of points ``[n, 3]``."""
-    first, axis, last = b - a, c - b, d - c
-    left, right = np.cross(first, axis), np.cross(axis, last)
-    sine = np.sum(first * right, axis=1) * np.linalg.norm(axis, axis=1)
-    return np.arctan2(sine, np.sum(left * right, axis=1))
+        return alanine.values_of({"torsions": BACKBONE}, data["coordinates"])["torsions"]

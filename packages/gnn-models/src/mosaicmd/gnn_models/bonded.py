@@ -185,7 +185,7 @@ def harmonic_bond(config: HarmonicBondConfig) -> Potential:
         return 0.5 * params["stiffness"] * (lengths - params["length"]) ** 2
 
     coordinate = bond_length(config.atoms, r_max=math.inf)
-    return _bonded("harmonic_bond", config, coordinate, initial, term)
+    return bonded("harmonic_bond", config, coordinate, initial, term)
 
 
 def harmonic_angle(config: HarmonicAngleConfig) -> Potential:
@@ -202,7 +202,7 @@ def harmonic_angle(config: HarmonicAngleConfig) -> Potential:
     def term(params: dict[str, Array], angles: Array) -> Array:
         return 0.5 * params["stiffness"] * (angles - params["angle"]) ** 2
 
-    return _bonded("harmonic_angle", config, bond_angle(config.atoms), initial, term)
+    return bonded("harmonic_angle", config, bond_angle(config.atoms), initial, term)
 
 
 def harmonic_improper(config: HarmonicImproperConfig) -> Potential:
@@ -221,7 +221,7 @@ def harmonic_improper(config: HarmonicImproperConfig) -> Potential:
         difference = difference - turn * jnp.round(difference / turn)
         return 0.5 * params["stiffness"] * difference**2
 
-    return _bonded("harmonic_improper", config, dihedral(config.atoms), initial, term)
+    return bonded("harmonic_improper", config, dihedral(config.atoms), initial, term)
 
 
 def periodic_dihedral(config: PeriodicDihedralConfig) -> Potential:
@@ -242,7 +242,7 @@ def periodic_dihedral(config: PeriodicDihedralConfig) -> Potential:
         waves = jnp.cos(n * angles[:, None] - params["phase"])
         return jnp.sum(params["amplitude"] * (1.0 + waves), axis=1)
 
-    return _bonded("periodic_dihedral", config, dihedral(config.atoms), initial, term)
+    return bonded("periodic_dihedral", config, dihedral(config.atoms), initial, term)
 
 
 def build_bond(config: Mapping[str, Any]) -> Potential:
@@ -265,7 +265,7 @@ def build_dihedral(config: Mapping[str, Any]) -> Potential:
     return periodic_dihedral(load_config(PeriodicDihedralConfig, config))
 
 
-def _bonded(
+def bonded(
     architecture: str,
     config: BondedConfig,
     coordinate: Coordinate,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from pydantic import Field, model_validator
 
-from mosaicmd.gnn_models.bonded import BondedConfig, _bonded
+from mosaicmd.gnn_models.bonded import BondedConfig, bonded
 from mosaicmd.kernel.config import Energy, Length, load_config
 from mosaicmd.kernel.observables.internal_coordinates import bond_length
 from mosaicmd.kernel.potentials import Potential
@@ -50,7 +50,7 @@ def listed_repulsion(config: ListedRepulsionConfig) -> Potential:
         return params["epsilon"] * (params["sigma"] / lengths) ** exponent
 
     coordinate = bond_length(config.atoms, r_max=math.inf)
-    return _bonded("listed_repulsion", config, coordinate, initial, term)
+    return bonded("listed_repulsion", config, coordinate, initial, term)
 
 
 def build(config: Mapping[str, Any]) -> Potential:

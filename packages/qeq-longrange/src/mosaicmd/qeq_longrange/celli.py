@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from pydantic import Field, model_validator
 
 from mosaicmd.gnn_models.layered import layered
 from mosaicmd.gnn_models.radial import init_perceptron, perceptron
-from mosaicmd.kernel.config import Config, Length, load_config
+from mosaicmd.kernel.config import Config, load_config
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.potentials import Params, Potential
 from mosaicmd.kernel.systems import System
@@ -29,6 +28,7 @@ from mosaicmd.qeq_longrange.charge_equilibration import (
 from mosaicmd.qeq_longrange.coulomb import per_species
 from mosaicmd.qeq_longrange.electrostatics import coulomb_operator
 from mosaicmd.qeq_longrange.equilibrium import Equilibrium
+from mosaicmd.qeq_longrange.learned_charges import ChargesConfig, positive_parameters
 from mosaicmd.qeq_longrange.plans import CoulombPlan
 
 Array = jax.Array
@@ -41,7 +41,7 @@ class NetworkConfig(Config):
     config: dict[str, Any]
 
 
-class CELLIConfig(Config):
+class CELLIConfig(ChargesConfig):
     """Settings of :func:`celli`.
 
     ``network`` works around the layer, which stands after layer number ``after`` of it, counted
@@ -57,9 +57,6 @@ class CELLIConfig(Config):
     plan: CoulombPlan
     solver: SolverConfig = SolverConfig()
     after: int | None = Field(default=None, ge=1)
-    electronegativity: tuple[float, ...] | float = 0.0
-    hardness: tuple[float, ...] | float = 5.0
-    widths: tuple[Length, ...] | Length = 1.0
     electronegativity_scale: float = Field(default=1.0, gt=0.0)
     network_scale: float = Field(default=1.0, gt=0.0)
     electronegativity_widths: tuple[int, ...] = (32,)
@@ -78,15 +75,7 @@ class CELLIConfig(Config):
                 f"`after` must be less than the {network.n_layers} layers of the `network`, got "
                 f"{self.after}"
             )
-        for name in ("electronegativity", "hardness", "widths"):
-            values = np.atleast_1d(getattr(self, name))
-            if isinstance(getattr(self, name), tuple) and len(values) != len(network.species):
-                raise ValueError(
-                    f"`{name}` has {len(values)} values for the {len(network.species)} species of "
-                    "the `network`; give one for all, or one for each"
-                )
-            if name != "electronegativity" and not (values > 0.0).all():
-                raise ValueError(f"`{name}` must be positive, got {values.tolist()}")
+        self.check_charges(len(network.species))
         for name in ("electronegativity_widths", "embedding_widths"):
             if min(getattr(self, name), default=1) < 1:
                 raise ValueError(f"`{name}` must be positive, got {list(getattr(self, name))}")
@@ -127,16 +116,10 @@ def celli(config: CELLIConfig) -> ChargeEquilibration:
 
     def init(key: Array) -> Params:
         inner, chi, embedding = jax.random.split(key, 3)
-        values = {
-            name: jnp.broadcast_to(jnp.asarray(getattr(config, name), float), (n_species,))
-            for name in ("electronegativity", "hardness", "widths")
-        }
         n = network.n_scalars
         return {
             "network": network.init(inner),
-            "electronegativity": values["electronegativity"],
-            "raw_hardness": inverse_softplus(values["hardness"]),
-            "raw_widths": inverse_softplus(values["widths"]),
+            **config.init_charges(n_species),
             "features_to_electronegativity": init_perceptron(
                 chi, (n + 1, *config.electronegativity_widths, 1)
             ),
@@ -205,20 +188,3 @@ def celli(config: CELLIConfig) -> ChargeEquilibration:
 def build(config: Mapping[str, Any]) -> Potential:
     """The potential of :func:`celli` from the configuration in a model file."""
     return celli(load_config(CELLIConfig, config)).potential
-
-
-def positive_parameters(
-    params: Params, species: tuple[int, ...], system: System
-) -> tuple[Array, Array]:
-    """Hardness (eV/e²) and width (Å) of every atom, positive whatever the parameters."""
-    index, dtype = per_species(species, system), system.positions.dtype
-    hardness, widths = (
-        jax.nn.softplus(jnp.asarray(params[name], dtype))[index]
-        for name in ("raw_hardness", "raw_widths")
-    )
-    return hardness, widths
-
-
-def inverse_softplus(values: Array) -> Array:
-    """``x`` with ``log(1 + exp(x))`` equal to ``values``, which are positive."""
-    return values + jnp.log(-jnp.expm1(-values))

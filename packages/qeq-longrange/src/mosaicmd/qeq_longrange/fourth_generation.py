@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
-from mosaicmd.kernel.config import Config, Length, load_config
+from mosaicmd.kernel.config import load_config
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.potentials import Params, Potential
 from mosaicmd.kernel.systems import System
-from mosaicmd.qeq_longrange.celli import inverse_softplus, positive_parameters
 from mosaicmd.qeq_longrange.charge_equilibration import (
     ChargeEquilibration,
     SolverConfig,
@@ -23,13 +22,14 @@ from mosaicmd.qeq_longrange.charge_equilibration import (
 from mosaicmd.qeq_longrange.coulomb import per_species
 from mosaicmd.qeq_longrange.electrostatics import coulomb_operator
 from mosaicmd.qeq_longrange.equilibrium import Equilibrium
+from mosaicmd.qeq_longrange.learned_charges import ChargesConfig, positive_parameters
 from mosaicmd.qeq_longrange.plans import CoulombPlan
 from mosaicmd.qeq_longrange.symmetry_functions import SymmetryFunctionsConfig, symmetry_functions
 
 Array = jax.Array
 
 
-class FourthGenerationConfig(Config):
+class FourthGenerationConfig(ChargesConfig):
     """Settings of :func:`fourth_generation`.
 
     ``hardness`` (eV/e²), ``widths`` (Å) and ``electronegativity`` (eV/e) are where the values of
@@ -39,25 +39,13 @@ class FourthGenerationConfig(Config):
     symmetry_functions: SymmetryFunctionsConfig
     plan: CoulombPlan
     solver: SolverConfig = SolverConfig()
-    electronegativity: tuple[float, ...] | float = 0.0
-    hardness: tuple[float, ...] | float = 5.0
-    widths: tuple[Length, ...] | Length = 1.0
     charge_widths: tuple[int, ...] = (15, 15)
     energy_widths: tuple[int, ...] = (15, 15)
     feature_scale: float = Field(default=1.0, gt=0.0)
 
     @model_validator(mode="after")
     def _check(self) -> FourthGenerationConfig:
-        species = self.symmetry_functions.species
-        for name in ("electronegativity", "hardness", "widths"):
-            values = np.atleast_1d(getattr(self, name))
-            if isinstance(getattr(self, name), tuple) and len(values) != len(species):
-                raise ValueError(
-                    f"`{name}` has {len(values)} values for {len(species)} species; give one for "
-                    "all, or one for each"
-                )
-            if name != "electronegativity" and not (values > 0.0).all():
-                raise ValueError(f"`{name}` must be positive, got {values.tolist()}")
+        self.check_charges(len(self.symmetry_functions.species))
         for name in ("charge_widths", "energy_widths"):
             if min(getattr(self, name), default=0) < 1:
                 raise ValueError(f"`{name}` must be positive, got {list(getattr(self, name))}")
@@ -92,16 +80,10 @@ def fourth_generation(config: FourthGenerationConfig) -> ChargeEquilibration:
 
     def init(key: Array) -> Params:
         first, second = jax.random.split(key)
-        values = {
-            name: jnp.broadcast_to(jnp.asarray(getattr(config, name), float), (len(species),))
-            for name in ("electronegativity", "hardness", "widths")
-        }
         return {
             "charges": {
                 "networks": _init_networks(first, len(species), (n, *config.charge_widths, 1)),
-                "electronegativity": values["electronegativity"],
-                "raw_hardness": inverse_softplus(values["hardness"]),
-                "raw_widths": inverse_softplus(values["widths"]),
+                **config.init_charges(len(species)),
             },
             "energy": _init_networks(second, len(species), (n + 1, *config.energy_widths, 1)),
         }
