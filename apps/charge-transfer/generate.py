@@ -1,10 +1,10 @@
 """Label charged clusters by density functional theory, with Hirshfeld charges.
 
-`python generate.py label silver+ 300` labels structures of a set until there are 300;
-`python generate.py pack` writes all there are to `data/*.extxyz.gz`. Every structure follows from
-the seed, its set and its number, and every result is one line appended to a file in `LABELS`, so
-that a run may be killed at any time: the same command goes on. It needs the packages of
-`requirements-generate.txt`.
+`python generate.py label silver+ 300` labels structures of a set until there are 300, or all 15
+of a curve; `python generate.py pack` writes all there are to `data/*.extxyz.gz`. Every structure
+follows from the seed, its set and its number, and every result is one line appended to a file in
+`LABELS`, so that a run may be killed at any time: the same command goes on. It needs the packages
+of `requirements-generate.txt`.
 
 PBE with density fitting, def2-SVP and, for silver, its effective core potential. Structures are
 random: a point on a path between the shapes that the set is about, all atoms displaced by normal
@@ -34,9 +34,12 @@ from scipy.spatial.transform import Rotation
 HERE = Path(__file__).parent
 LABELS = HERE.parents[1] / "runs" / "charge-transfer-labels"
 SEED = 2021
-SETS = ("silver+", "silver-", "salt+", "chain", "chain+")
-FILES = {"ag3": ("silver+", "silver-"), "na9cl8": ("salt+",), "c10": ("chain", "chain+")}
-CHARGE = {"silver+": 1, "silver-": -1, "salt+": 1, "chain": 0, "chain+": 1}
+CHARGE = {"silver+": 1, "silver-": -1, "salt+": 1, "chain": 0, "chain+": 1, "salt": 0}
+CHARGE |= {"salt+curve": 1, "salt-curve": 0}  # without random displacements, in order
+SETS = tuple(CHARGE)
+FILES = {"ag3": ("silver+", "silver-"), "na9cl8": ("salt+", "salt"), "c10": ("chain", "chain+")}
+FILES |= {"na9cl8-curves": ("salt+curve", "salt-curve")}
+CURVE = np.linspace(2.2, 3.6, 15)  # distances of the far Na atom, Å
 FUNCTIONAL, BASIS, GRID_LEVEL = "pbe", "def2-svp", 2
 
 
@@ -50,15 +53,25 @@ def silver(rng, charge):
     return "Ag3", positions + rng.normal(0.0, 0.08, (3, 3))
 
 
-def salt(rng):
-    """A cube of rock salt, eight of each, and a ninth Na atom on top that comes off."""
+def salt(rng, charge):
+    """A bar of rock salt, eight of each, and a ninth Na atom at one end, which takes its charge.
+
+    An Na atom at the far end, 11 Å away, is anywhere on its way off. Without the ninth atom, as
+    an ion, the bar is neutral, and all that the far end has around it stays the same.
+    """
+    return bar(rng.uniform(2.3, 3.5), rng.uniform(2.3, 3.2), rng.normal(0.0, 0.08, (17, 3)), charge)
+
+
+def bar(far, ninth, displacements, charge):
+    """The far Na atom at a distance from its Cl neighbor, and the ninth on top of another."""
     corners = np.array([(x, y, z) for x in range(2) for y in range(2) for z in range(4)])
     positions = 2.70 * corners.astype(float)
+    positions[0, 2] = positions[1, 2] - far
     sodium = corners.sum(axis=1) % 2 == 0
     chlorine_on_top = positions[~sodium & (corners[:, 2] == 3)][0]
-    ninth = chlorine_on_top + np.array([0.0, 0.0, rng.uniform(2.3, 3.4)])
-    order = np.concatenate([positions[sodium], ninth[None], positions[~sodium]])
-    return "Na9Cl8", order + rng.normal(0.0, 0.08, (17, 3))
+    top = chlorine_on_top + np.array([0.0, 0.0, ninth])
+    order = np.concatenate([positions[sodium], positions[~sodium], top[None]]) + displacements
+    return ("Na8Cl8Na", order) if charge > 0 else ("Na8Cl8", order[:16])
 
 
 def chain(rng, charge):
@@ -80,10 +93,12 @@ def chain(rng, charge):
 def structure(name, number):
     """Structure of this number in a set: symbols, positions in Å."""
     rng = np.random.default_rng([SEED, SETS.index(name), number])
-    charge = CHARGE[name]
-    make = {"silver": silver, "chain": chain}
-    stem = name.rstrip("+-")
-    symbols, positions = salt(rng) if stem == "salt" else make[stem](rng, charge)
+    charge, stem = CHARGE[name], name.rstrip("+-")
+    if name.endswith("curve"):
+        symbols, positions = bar(CURVE[number], 2.6, np.zeros((17, 3)), charge)
+        return ase.Atoms(symbols, positions)
+    make = {"silver": silver, "salt": salt, "chain": chain}
+    symbols, positions = make[stem](rng, charge)
     turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()  # pyright: ignore
     positions = (positions - positions.mean(axis=0)) @ turn.T
     return ase.Atoms(symbols, positions)
@@ -199,7 +214,7 @@ def extend(name, count):
     number = 1 + max((one["number"] for one in known), default=-1)
     done = sum(one["converged"] for one in known)
     free = None
-    while done < count:
+    while done < count and not (name.endswith("curve") and number == len(CURVE)):
         atoms, start = structure(name, number), time.process_time()
         free = free or free_densities(atoms.get_chemical_symbols())
         found = label(atoms, CHARGE[name], free)
