@@ -26,7 +26,7 @@ import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree
-from pyscf import dft, gto  # pyright: ignore[reportMissingImports]
+from pyscf import dft, gto, lib  # pyright: ignore[reportMissingImports]
 from pyscf.data import elements  # pyright: ignore[reportMissingImports]
 from pyscf.scf import atom_ks  # pyright: ignore[reportMissingImports]
 from scipy.spatial.transform import Rotation
@@ -41,6 +41,18 @@ FILES = {"ag3": ("silver+", "silver-"), "na9cl8": ("salt+", "salt"), "c10": ("ch
 FILES |= {"na9cl8-curves": ("salt+curve", "salt-curve")}
 CURVE = np.linspace(2.2, 3.6, 15)  # distances of the far Na atom, Å
 FUNCTIONAL, BASIS, GRID_LEVEL = "pbe", "def2-svp", 2
+
+
+def product(a, b, alpha=1, c=None, beta=0):
+    """alpha a b + beta c, by NumPy: three to six times as fast as by the BLAS that PySCF brings."""
+    if c is None:
+        return alpha * (a @ b) if alpha != 1 else a @ b
+    c *= beta
+    c += alpha * (a @ b)
+    return c
+
+
+lib.ddot = lib.numpy_helper.ddot = product
 
 
 def silver(rng, charge):
@@ -168,6 +180,7 @@ def label(atoms, charge, free):
         verbose=0,
     )
     field: Any = dft.RKS(mol, xc=FUNCTIONAL).density_fit()
+    field.with_df.build()  # once, and not in every cycle
     field.max_cycle = 100
     density, energy = None, 0.0
     for level, tolerance in ((0, 1e-5), (GRID_LEVEL, 1e-9)):  # the coarse grid only to start from
