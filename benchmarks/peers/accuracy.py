@@ -9,6 +9,8 @@ without a model the lines become a table::
     mace/bin/python benchmarks/peers/accuracy.py si "mace-torch" --seconds 900 --out lines.jsonl
     python benchmarks/peers/accuracy.py --out lines.jsonl
 
+With `--device cuda` on a GPU instead, where no side uses TF32.
+
 All see the same data (MOSAICMD_DATA, see :data:`mosaicmd.kernel.registry`), loss, optimiser and
 schedule: Adam, whose rate rises over the first 2 % of the time and falls along a cosine to zero
 at its end, and an exponential average of the parameters. The clock starts with the first step, so
@@ -60,7 +62,7 @@ def rate_at(share, highest):
     return highest * min(1.0, share / 0.02) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
 
 
-def ours(recipe, element, seconds):
+def ours(recipe, element, seconds, device):
     import jax
     import jax.numpy as jnp
     import optax
@@ -74,6 +76,8 @@ def ours(recipe, element, seconds):
     from mosaicmd.kernel.reference_energies import fit_reference_energies
 
     _, model, settings, highest = recipe
+    jax.config.update("jax_platforms", device)
+    jax.config.update("jax_default_matmul_precision", "highest")
     folder = Path(os.environ["MOSAICMD_DATA"])
     data = {p: read_systems(folder / f"{element}_{p}.extxyz.gz") for p in ("train", "test")}
     references, _ = fit_reference_energies(data["train"])
@@ -114,7 +118,7 @@ def ours(recipe, element, seconds):
     return found | {"epochs": n_steps / batches.steps_per_epoch, "parameters": size}
 
 
-def peer(recipe, element, seconds, compiled):
+def peer(recipe, element, seconds, device, compiled):
     from _torch_models import TorchModel, torch_of_one_thread
     from ase.neighborlist import neighbor_list
 
@@ -133,13 +137,14 @@ def peer(recipe, element, seconds, compiled):
         scale=float(np.sqrt(np.mean(forces**2))),
         neighbors=edges / sum(map(len, train)),
         compiled=compiled,
+        device=device,
     )
     for one in train + test:
         side.graph(one)
     optimizer = torch.optim.Adam(side.parameters, lr=0.0)
     average = [p.detach().clone() for p in side.parameters]
     rng, n_steps, order = np.random.default_rng(0), 0, []
-    labels = {id(one): labels_of(torch, one) for one in train + test}
+    labels = {id(one): labels_of(torch, one, device) for one in train + test}
     start = time.perf_counter()
     while (share := (time.perf_counter() - start) / seconds) < 1.0:
         if not order:
@@ -168,27 +173,27 @@ def peer(recipe, element, seconds, compiled):
     units["stress"] = ("gpa", GPA)
     metrics = {}
     for name, (unit, size) in units.items():
-        every = np.concatenate([np.ravel(one[name].detach().numpy()) for one in found]) / size
+        every = np.concatenate([np.ravel(one[name].detach().cpu().numpy()) for one in found]) / size
         metrics[f"mae_{name}_{unit}"] = float(np.mean(np.abs(every)))
         metrics[f"rmse_{name}_{unit}"] = float(np.sqrt(np.mean(every**2)))
     epochs = n_steps * BATCH / len(train)
     return metrics | {"epochs": epochs, "parameters": side.size}
 
 
-def labels_of(torch, atoms):
+def labels_of(torch, atoms, device):
     values = (
         [atoms.get_potential_energy()],
         atoms.get_forces(),
         [atoms.get_stress(voigt=False)],
     )
-    return [torch.tensor(np.array(one)) for one in values]
+    return [torch.tensor(np.array(one), device=device) for one in values]
 
 
 def compare(torch, side, atoms, labels, training):
     """Deviations of energy per atom, forces and stress."""
     energy, forces, stress = side(side.batch(atoms), training)
     wanted = [torch.cat(parts) for parts in zip(*(labels[id(one)] for one in atoms), strict=True)]
-    sizes = torch.tensor([float(len(one)) for one in atoms])
+    sizes = torch.tensor([float(len(one)) for one in atoms], device=energy.device)
     return {
         "energy": (energy - wanted[0]).float() / sizes,
         "forces": forces - wanted[1].float(),
@@ -223,6 +228,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=900.0)
     parser.add_argument("--settings", type=json.loads, default={}, help="changes, as JSON")
     parser.add_argument("--compiled", action="store_true", help="nequip-allegro: torch.compile")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rate", type=float, help="highest learning rate")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -232,12 +238,12 @@ def main():
     recipe = (side, model, settings | given.settings, given.rate or rate)
     warnings.simplefilter("ignore")
     if side == "ours":
-        found = ours(recipe, given.element, given.seconds)
+        found = ours(recipe, given.element, given.seconds, given.device)
     else:
-        found = peer(recipe, given.element, given.seconds, given.compiled)
+        found = peer(recipe, given.element, given.seconds, given.device, given.compiled)
         found |= {"compiled": given.compiled}
     found = {"element": given.element, "model": given.model, "seconds": given.seconds} | found
-    found |= {"settings": recipe[2], "rate": recipe[3]}
+    found |= {"settings": recipe[2], "rate": recipe[3], "device": given.device}
     print(json.dumps(found))
     with given.out.open("a") as file:
         file.write(json.dumps(found) + "\n")
