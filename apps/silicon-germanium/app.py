@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -35,6 +35,7 @@ from mosaicmd.transfer import (
     Curve,
     Trial,
     chosen_rates,
+    compared_means,
     covalent_length_ratio,
     lattice_length_ratio,
     learning_curve,
@@ -169,7 +170,7 @@ def compared(
         name: one.model_dump(mode="json") for name, one in settings.strategies.items()
     }
 
-    def trained(trials: list[Trial], groups: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    def trained(trials: list[tuple[Trial, tuple[str, ...]]]) -> list[dict[str, Any]]:
         jobs = [
             Job(
                 target.train,
@@ -182,14 +183,14 @@ def compared(
                 groups=groups,
                 **common,
             )
-            for trial in trials
+            for trial, groups in trials
         ]
         return spread(train_one, jobs, version=digest)
 
     percents = sizes_of(training, len(groups_of(target.train)))
     sizes = list(percents)
     tried = plan_trials(list(strategies), sizes, training.tuning_seeds, training.rates)
-    tried_results = trained(tried)
+    tried_results = trained([(trial, ()) for trial in tried])
     rates = chosen_rates(tried, tried_results, tuned_on="validation/loss")
     trials = [
         Trial(strategy, size, seed, rates[strategy, size])
@@ -197,41 +198,33 @@ def compared(
         for size in sizes
         for seed in range(training.seeds)
     ]
-    results = trained(trials)  # what was tried is in the cache
+    smallest = {name: [t for t in trials if t[:2] == (name, sizes[0])] for name in strategies}
+    groups = training.only_groups
+    check_groups(target.train, groups)
+    n_hot = pair.hot.models if pair.hot else 0
+    in_heat = {
+        name: [some[0]._replace(seed=seed) for seed in range(n_hot)]
+        for name, some in smallest.items()
+    }
+    further = [t for some in smallest.values() for t in some] if groups else []
+    found = trained(
+        [(t, ()) for t in trials]
+        + [(t, groups) for t in further]
+        + [(t, ()) for some in in_heat.values() for t in some]
+    )  # partly cached
+    results = found[: len(trials)]
+    of_groups = found[len(trials) : len(trials) + len(further)]
+    restricted = dict(zip(smallest, parts(of_groups, len(smallest)), strict=False))
     curves = {
         name: learning_curve(trials, results, name, f"test/{FORCES}", tuned_on="validation/loss")
         for name in strategies
     }
-    smallest = {name: [t for t in trials if t[:2] == (name, sizes[0])] for name in strategies}
-    restricted = {}
-    if training.only_groups:
-        check_groups(target.train, training.only_groups)
-        restricted = {name: trained(some, training.only_groups) for name, some in smallest.items()}
-    digest += str(results)
-    element = None
-    found, truth, hot_runs = {}, {}, {}
-    if isinstance(pair.target, SyntheticElement):
-        element = pair.target.model_dump(mode="json")
-        (truth,) = spread(properties, [PropertyJob(element, None)])
-        for name, some in smallest.items():
-            items = [PropertyJob(element, str(model_folder(models, trial))) for trial in some]
-            found[name] = spread(properties, items, version=digest)
-    if pair.hot is not None:
-        options = pair.hot.model_dump(mode="json")
-        replicas = range(pair.hot.replicas)
-        for name, some in smallest.items():
-            items = [
-                HotJob(
-                    str(model_folder(models, t)), None, target.test, options, 100 * t.seed + replica
-                )
-                for t in some
-                for replica in replicas
-            ]
-            hot_runs[name] = spread(hot, items, version=digest)
-        if element is not None:
-            seeds = [100 * seed + replica for seed in range(training.seeds) for replica in replicas]
-            items = [HotJob(None, element, target.test, options, seed) for seed in seeds]
-            hot_runs["truth"] = spread(hot, items, version=digest)
+    cold, warm = (
+        {name: [str(model_folder(models, t)) for t in some] for name, some in chosen.items()}
+        for chosen in (smallest, in_heat)
+    )
+    spread = functools.partial(spread, version=digest + str(found))
+    of_models, truth = properties_of(pair, cold, spread)
     return Outcome(
         of_source,
         trials,
@@ -240,10 +233,47 @@ def compared(
         curves,
         percents,
         restricted,
-        found,
+        of_models,
         truth,
-        hot_runs,
+        hot_runs_of(pair, warm, target.test, spread),
     )
+
+
+def properties_of(
+    pair: PairConfig, models: dict[str, list[str]], spread: Callable[..., list[Any]]
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, float]]:
+    """Properties of models and of what made their data; files do not say what is true."""
+    if not isinstance(pair.target, SyntheticElement):
+        return {}, {}
+    element = pair.target.model_dump(mode="json")
+    items = [PropertyJob(element, path) for paths in models.values() for path in paths]
+    *found, truth = spread(properties, [*items, PropertyJob(element, None)])
+    return dict(zip(models, parts(found, len(models)), strict=True)), truth
+
+
+def hot_runs_of(
+    pair: PairConfig, models: dict[str, list[str]], test: str, spread: Callable[..., list[Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Hot dynamics of models, and as many of what made their data where that is known."""
+    if pair.hot is None:
+        return {}
+    options, element = pair.hot.model_dump(mode="json"), None
+    kinds: dict[str, list[str | None]] = {name: [*paths] for name, paths in models.items()}
+    if isinstance(pair.target, SyntheticElement):
+        element = pair.target.model_dump(mode="json")
+        kinds["truth"] = [None] * pair.hot.models
+    items = [
+        HotJob(path, element if path is None else None, test, options, seed)
+        for paths in kinds.values()
+        for seed, path in enumerate(paths)
+    ]
+    return dict(zip(kinds, parts(spread(hot, items), len(kinds)), strict=True))
+
+
+def parts(values: list[Any], n: int) -> list[list[Any]]:
+    """Equal parts of a list, in order; none of an empty one."""
+    size = len(values) // n
+    return [values[k * size : (k + 1) * size] for k in range(n)] if size else []
 
 
 def sizes_of(training: TrainingConfig, n: int) -> dict[int, int]:
@@ -312,10 +342,24 @@ def figures_of_merit(settings: TransferConfig, outcomes: dict[str, Outcome]) -> 
                     place = group.removeprefix("test, ").replace(" ", "")
                     name = f"{prefix}force_rmse_ratio{tag}_other_temperature_{place}"
                     metrics[name] = metric(*mean_error(values))
-        for strategy, runs in outcome.hot.items():
-            times = np.array([one["stable_ps"] for one in runs])
-            metrics[f"{prefix}stable_ps_{strategy}"] = metric(*mean_error(times), "ps")
+        if outcome.hot:
+            duration = settings.pairs[pair].hot.duration_ps
+            metrics |= {f"{prefix}{name}": one for name, one in lasting_times(outcome, duration)}
     return metrics
+
+
+def lasting_times(outcome: Outcome, duration: float) -> Iterator[tuple[str, Metric]]:
+    """Mean times within the duration, and how many times as long as from scratch."""
+    times, failed = (
+        {name: [run[key] for run in runs] for name, runs in outcome.hot.items()}
+        for key in ("stable_ps", "failed")
+    )
+    means = compared_means(times, failed, SCRATCH, horizon=duration)
+    for name, mean in means.mean.items():
+        yield f"stable_ps_{name}", metric(mean, means.error[name], "ps")
+        if name != SCRATCH:
+            low, high = means.interval[name]
+            yield f"stable_ps_ratio_{name}", metric(means.ratio[name], 0.25 * (high - low))
 
 
 def ratio(runs: list[dict[str, Any]], others: list[dict[str, Any]], key: str) -> np.ndarray:
@@ -334,12 +378,16 @@ def metric(value: float, error: float, unit: str = "") -> Metric:
 def summary(outcome: Outcome) -> dict[str, Any]:
     """Every number that the figures are made of, as JSON."""
     pairs = [*zip(outcome.trials, outcome.results, strict=True)]
-    stable = {name: [run["stable_ps"] for run in runs] for name, runs in outcome.hot.items()}
-    diffusion = {
-        name: [finite(run["diffusion"]) for run in runs]
-        for name, runs in outcome.hot.items()
-        if "diffusion" in runs[0]
+    hot = {
+        key: {name: [np.asarray(run[key]).tolist() for run in runs] for name, runs in kinds.items()}
+        for key in ("stable_ps", "failed")
+        if (kinds := outcome.hot)
     }
+    if any("diffusion" in run for runs in outcome.hot.values() for run in runs):
+        hot["diffusion_square_angstrom_per_ps"] = {
+            name: [[finite(value) for value in run["diffusion"]] for run in runs]
+            for name, runs in outcome.hot.items()
+        }
     return {
         "source": outcome.source,
         "trials": [{**trial._asdict(), **result} for trial, result in pairs],
@@ -353,9 +401,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             name: [{key: finite(x) for key, x in one.items()} for one in ones]
             for name, ones in outcome.properties.items()
         },
-        "stable_ps": stable,
-        "diffusion_square_angstrom_per_ps": diffusion,
-    }
+    } | hot
 
 
 def finite(value: float) -> float | None:

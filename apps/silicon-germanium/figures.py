@@ -10,9 +10,11 @@ from properties import N_BINS, R_MAX, UNITS
 from settings import SCRATCH
 
 from mosaicmd.kernel.report import Metric, Section, write_report
+from mosaicmd.transfer import survival_curve
 
 SCRATCH_COLOR, TRUTH_COLOR = "#1c2733", "#8a8a8a"
 PALETTE = ("#c0392b", "#2a9d8f", "#8e6c8a", "#d98e04", "#1f77b4")
+HOT = ("stable_ps", "failed")
 LABELS = {
     "rmse_energy_mev_per_atom": "energy",
     "rmse_forces_mev_per_angstrom": "forces",
@@ -76,15 +78,19 @@ def pictures(settings: Any, name: str, outcome: Any) -> list[tuple[str, str, Any
             )
         )
     if any("g" in run for runs in outcome.hot.values() for run in runs):
-        text = "Radial distribution in the hot liquid, mean over seeds; the grey line is true."
+        text = (
+            "Radial distribution in the hot liquid, mean over runs that last half of the time; "
+            "the grey line is true."
+        )
         found.append(("liquid", text, liquid_figure(outcome)))
     if outcome.hot:
         hot = settings.pairs[name].hot
         found.append(
             (
                 "stability",
-                f"Share of runs at {hot.temperature_kelvin:g} K that are still sane, of models "
-                "from the fewest structures.",
+                f"Share of runs at {hot.temperature_kelvin:g} K that are still sane (Kaplan and "
+                "Meier), of models from the fewest structures: thin lines are models, thick ones "
+                "all runs of all models.",
                 stability_figure(outcome, hot.duration_ps),
             )
         )
@@ -191,11 +197,20 @@ def deviations_of(outcome: Any, strategy: str) -> dict[str, np.ndarray]:
         found[name.replace("_", " ")] = np.abs(values - outcome.truth[name])
     runs, true = outcome.hot.get(strategy, []), outcome.hot.get("truth", [])
     if runs and true and "g" in runs[0]:
-        g = np.nanmean([run["g"] for run in true], axis=0)
-        found["liquid g(r)"] = np.array([np.sqrt(np.mean((run["g"] - g) ** 2)) for run in runs])
-        diffusion = np.nanmean([run["diffusion"] for run in true])
-        found["diffusion"] = np.abs(np.array([run["diffusion"] for run in runs]) - diffusion)
+        g = np.nanmean(np.concatenate([run["g"] for run in true]), axis=0)
+        found["liquid g(r)"] = np.array(
+            [np.sqrt(np.mean((mean_of(run["g"]) - g) ** 2)) for run in runs]
+        )
+        diffusion = np.nanmean(np.concatenate([run["diffusion"] for run in true]))
+        means = [np.mean(mean_of(run["diffusion"][:, None])) for run in runs]
+        found["diffusion"] = np.abs(np.array(means) - diffusion)
     return found
+
+
+def mean_of(rows: np.ndarray) -> np.ndarray:
+    """Mean of the rows that are finite; nan without any."""
+    rows = rows[np.all(np.isfinite(rows), axis=1)]
+    return rows.mean(axis=0) if len(rows) else np.full(rows.shape[1], np.nan)
 
 
 def geometric_mean(values: np.ndarray) -> float:
@@ -225,7 +240,7 @@ def liquid_figure(outcome: Any) -> Any:
     figure, panel = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     r = (np.arange(N_BINS) + 0.5) * R_MAX / N_BINS
     for name in ("truth", *outcome.curves):
-        curves = np.array([run["g"] for run in outcome.hot[name]])
+        curves = np.concatenate([run["g"] for run in outcome.hot[name]])
         curves = curves[np.all(np.isfinite(curves), axis=1)]
         if not len(curves):
             panel.plot([], [], color=color(outcome, name), label=f"{name}: no run lasted")
@@ -243,13 +258,20 @@ def liquid_figure(outcome: Any) -> Any:
 
 def stability_figure(outcome: Any, duration: float) -> Any:
     figure, panel = plt.subplots(figsize=(5.0, 3.2), layout="constrained")
+
+    def draw(runs: list[dict[str, Any]], name: str, **style: Any) -> None:
+        times, failed = (np.concatenate([run[key] for run in runs]) for key in HOT)
+        curve = survival_curve(times, failed)
+        share = np.concatenate([[1.0], curve.share])
+        at = np.concatenate([[0.0], curve.times, [duration]])
+        panel.step(
+            at, np.append(share, share[-1]), where="post", color=color(outcome, name), **style
+        )
+
     for name, runs in outcome.hot.items():
-        times = [run["stable_ps"] for run in runs]
-        ended = np.sort([time for time in times if time < duration])
-        at = np.concatenate([[0.0], ended, [duration]])
-        left = 1.0 - np.arange(len(ended) + 1) / len(times)
-        panel.step(at, np.append(left, left[-1]), where="post", color=color(outcome, name),
-                   label=f"{name} ({len(times)} runs)")  # fmt: skip
+        for run in runs:
+            draw([run], name, lw=0.6, alpha=0.5)
+        draw(runs, name, lw=2.0, label=f"{name} ({len(runs)} x {len(runs[0][HOT[0]])} runs)")
     panel.set(xlabel="time / ps", ylabel="share of runs", ylim=(-0.03, 1.05))
     panel.legend(frameon=False)
     return figure
@@ -269,5 +291,7 @@ def structure_figure(outcome: Any) -> Any:
         a, b = atoms.cell.array[:2, :2]
         edge = np.array([[0.0, 0.0], a, a + b, b, [0.0, 0.0]])
         panel.plot(*edge.T, color=color(outcome, name), lw=1.5)
-        panel.set(title=f"{name}, {run['stable_ps']:.1f} ps", aspect="equal", xticks=[], yticks=[])
+        panel.set(
+            title=f"{name}, {run['stable_ps'][0]:.1f} ps", aspect="equal", xticks=[], yticks=[]
+        )
     return figure

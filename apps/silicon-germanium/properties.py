@@ -1,5 +1,8 @@
 """What was not learned from: crystals, defects, the liquid, and how long dynamics stay sane."""
 
+import functools
+import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ase.build
@@ -18,10 +21,10 @@ from mosaicmd.kernel.minimize import minimize
 from mosaicmd.kernel.model_files import load_model
 from mosaicmd.kernel.observables import diffusion_coefficient, rdf
 from mosaicmd.kernel.phonons import force_constants, frequencies_thz
-from mosaicmd.kernel.potentials import Params, Potential, evaluate
-from mosaicmd.kernel.simulation import ContactError, Simulation, SimulationError
-from mosaicmd.kernel.systems import System, from_ase, to_ase
-from mosaicmd.kernel.trajectory import Trajectory
+from mosaicmd.kernel.potentials import Params, Potential, build_potential, evaluate
+from mosaicmd.kernel.systems import System, from_ase, stack_systems, to_ase
+from mosaicmd.kernel.trajectory import StatePoint, Trajectory, map_frames
+from mosaicmd.transfer import Lasting, Sanity, lasting
 
 UNITS = {
     "lattice_constant": "Å",
@@ -34,7 +37,9 @@ UNITS = {
     "surface_energy": "meV/Å²",
 }
 R_MAX, N_BINS = 5.2, 52  # of radial distributions, Å
+DISTRIBUTION = rdf(r_max=R_MAX, n_bins=N_BINS, pairs="all")
 EVERY = 25  # steps between frames
+SMALLEST = 32  # atoms of a structure to start dynamics from
 
 
 class PropertyJob(NamedTuple):
@@ -109,15 +114,26 @@ def loaded(
 ) -> tuple[Potential, Params]:
     """A model or, without one, the synthetic element."""
     if model is not None:
-        return load_model(model, dtype=dtype)
-    potential = potential_of(SyntheticElement(**(element or {})))
-    return potential, jax.tree.map(
-        lambda x: jnp.asarray(x, dtype), potential.init(jax.random.key(0))
-    )
+        potential, params = load_model(model, dtype=dtype)
+    else:
+        potential = potential_of(SyntheticElement(**(element or {})))
+        params = potential.init(jax.random.key(0))
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+    return _rebuilt(*named(potential)), params
+
+
+def named(potential: Potential) -> tuple[str, str]:
+    return potential.architecture, json.dumps(potential.config, sort_keys=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _rebuilt(architecture: str, config: str) -> Potential:
+    """One potential for all models of a kind, so that programs serve them all."""
+    return build_potential(architecture, json.loads(config))
 
 
 class HotJob(NamedTuple):
-    """Dynamics of one model, or of the synthetic element, from one structure of the test set."""
+    """Dynamics of one model, or of the synthetic element, from structures of the test set."""
 
     model: str | None
     element: dict[str, Any] | None
@@ -127,90 +143,87 @@ class HotJob(NamedTuple):
 
 
 def hot(job: HotJob) -> dict[str, Any]:
-    """How long dynamics stay sane and, of the sane part, structure and diffusion of the liquid.
+    """How long replicas stay sane and, of the sane part, structure and diffusion of the liquid.
 
-    Insane is a pair of atoms closer than ``min_distance``, or energies that are not finite or a
-    temperature that explodes. ``g`` and ``diffusion`` (Å²/ps) are nan where less than
-    half of the time was sane.
+    Insane is a pair of atoms closer than ``min_distance``, an atom with half as many neighbors
+    again as any had at the start, energies that are not finite, or three times the temperature.
+    ``g`` and ``diffusion`` (Å²/ps) are those of the first half, of which replicas that do not
+    last so long know nothing: there they are nan.
     """
     settings = HotConfig(**job.settings)
     potential, params = loaded(job.element, job.model, "float32")
-    frames = [
-        atoms
-        for atoms in ase.io.iread(job.structures, ":")
-        if len(atoms) >= 32 and settings.group in (None, atoms.info.get("group"))
-    ]
-    if not frames:
-        raise ValueError(f"{job.structures} has no structure of 32 atoms in {settings.group!r}")
-    distribution = rdf(r_max=R_MAX, n_bins=N_BINS, pairs="all")
-    simulation = Simulation(
-        potential.energy,
-        langevin(
-            settings.timestep_fs * units.FEMTOSECOND,
-            1.0 / (100.0 * units.FEMTOSECOND),
-            settings.temperature_kelvin * units.KELVIN,
-        ),
-        cutoff=potential.cutoff,
-        every=EVERY,
-        chunk_frames=20,
-        observe=distribution if settings.liquid else None,
-    )
-    frame_ps = 1e-3 * EVERY * settings.timestep_fs
-    total = EVERY * round(settings.duration_ps / frame_ps)
-    system = from_ase(frames[job.seed % len(frames)], dtype="float32")
-    steps, trajectory = total, None
-    try:
-        state = simulation.start(jax.random.key(job.seed), params, system)
-        _, trajectory = simulation.run(params, state, total, progress=False)
-    except SimulationError as error:
-        trajectory, steps = error.trajectory, error.step
-    except ContactError:
-        steps = 0
-    n_frames = 0 if trajectory is None else trajectory.n_frames
-    sane = n_frames
-    for index in range(n_frames):
-        assert trajectory is not None
-        if shortest(trajectory.frame(index)) < settings.min_distance:
-            sane, steps = index, (index + 1) * EVERY
-            break
-    last = to_ase(system if trajectory is None else trajectory.frame(max(sane, 1) - 1))
-    found = {
-        "stable_ps": min(1e-3 * steps * settings.timestep_fs, settings.duration_ps),
+    starts = starting_structures(job.structures, settings.group, settings.replicas)
+    dynamics = _dynamics(*named(potential), json.dumps(job.settings, sort_keys=True))
+    found = dynamics(params, starts, jax.random.key(job.seed))
+    first = jax.tree.map(lambda leaf: leaf[0], starts)
+    if n := int(found.n_frames[0]):
+        first = first._replace(positions=jnp.asarray(found.positions[0, n - 1]))
+    last = to_ase(first)
+    result = {
+        "stable_ps": 1e-3 * settings.timestep_fs * found.steps.astype(float),
+        "failed": found.failed,
         "positions": last.get_positions(wrap=True),
         "cell": np.asarray(last.cell),
         "numbers": np.asarray(last.numbers),
     }
-    if settings.liquid:
-        found |= liquid(trajectory, sane, total // EVERY)
-    return found
+    return result | (liquid(found, starts, settings) if settings.liquid else {})
 
 
-def shortest(system: System) -> float:
-    """The shortest distance between two atoms at their nearest image, Å."""
-    cell = np.asarray(system.cell, float)
-    fractional = np.asarray(system.positions, float) @ np.linalg.inv(cell)
-    first, second = np.triu_indices(len(fractional), 1)
-    between = fractional[first] - fractional[second]
-    between = (between - np.round(between)) @ cell
-    return float(np.sqrt(np.min(np.sum(between**2, axis=1))))
+def starting_structures(path: str, group: str | None, replicas: int) -> System:
+    """A batch of structures of a file, of equal size and in turn; the same for all models."""
+    frames = [
+        atoms
+        for atoms in ase.io.iread(path, ":")
+        if len(atoms) >= SMALLEST and group in (None, atoms.info.get("group"))
+    ]
+    if not frames:
+        raise ValueError(f"{path} has no structure of {SMALLEST} atoms in {group!r}")
+    alike = [atoms for atoms in frames if len(atoms) == len(frames[0])]
+    chosen = [alike[k % len(alike)] for k in range(replicas)]
+    return stack_systems([from_ase(atoms, dtype="float32") for atoms in chosen])
 
 
-def liquid(trajectory: Trajectory | None, sane: int, wanted: int) -> dict[str, Any]:
-    """Radial distribution and diffusion of the sane frames after the first fifth."""
-    skipped = wanted // 5
-    if trajectory is None or sane < max(wanted // 2, skipped + 10):
-        return {"g": np.full(N_BINS, np.nan), "diffusion": float("nan")}
-    frames = first_frames(trajectory, sane).skip(skipped)
-    diffusion, _ = diffusion_coefficient(frames)
-    return {
-        "g": np.mean(np.asarray(frames.quantities["rdf"], float), axis=0),
-        "diffusion": float(diffusion) * 1e3 * units.FEMTOSECOND,
-    }
+@functools.lru_cache(maxsize=4)
+def _dynamics(
+    architecture: str, config: str, text: str
+) -> Callable[[Params, System, jax.Array], Lasting]:
+    """Compiled dynamics of all models of a kind."""
+    potential = _rebuilt(architecture, config)
+    settings = HotConfig(**json.loads(text))
+    kT = settings.temperature_kelvin * units.KELVIN
+    n_frames = round(1e3 * settings.duration_ps / (settings.timestep_fs * EVERY))
+    return lasting(
+        potential.energy,
+        langevin(settings.timestep_fs * units.FEMTOSECOND, 1.0 / (100.0 * units.FEMTOSECOND), kT),
+        Sanity(settings.min_distance, 3.0 * settings.temperature_kelvin),
+        cutoff=potential.cutoff,
+        n_steps=n_frames * EVERY,
+        every=EVERY,
+    )
 
 
-def first_frames(trajectory: Trajectory, n: int) -> Trajectory:
-    systems = trajectory.systems
-    systems = systems._replace(positions=systems.positions[:n], cell=systems.cell[:n])
-    quantities = {name: rows[:n] for name, rows in trajectory.quantities.items()}
-    assert trajectory.time is not None
-    return trajectory._replace(systems=systems, quantities=quantities, time=trajectory.time[:n])
+def liquid(found: Lasting, starts: System, settings: HotConfig) -> dict[str, np.ndarray]:
+    """Radial distribution and diffusion by replica, from a tenth of the time to a half."""
+    replicas, total = found.positions.shape[:2]
+    g, diffusion = np.full((replicas, N_BINS), np.nan), np.full(replicas, np.nan)
+    skipped, half = total // 10, total // 2
+    for k in np.flatnonzero(found.n_frames >= half):
+        system = jax.tree.map(lambda leaf, k=k: leaf[k], starts)
+        frames = jnp.asarray(found.positions[k, skipped:half])
+        system = system._replace(
+            positions=frames, cell=jnp.broadcast_to(system.cell, (len(frames), 3, 3))
+        )
+        trajectory = Trajectory(
+            system,
+            {},
+            StatePoint(settings.temperature_kelvin * units.KELVIN),
+            time=jnp.arange(len(frames)) * (EVERY * settings.timestep_fs * units.FEMTOSECOND),
+        )
+        g[k] = np.mean(map_frames(_distribution, trajectory), axis=0)
+        value, _ = diffusion_coefficient(trajectory)
+        diffusion[k] = float(value) * 1e3 * units.FEMTOSECOND
+    return {"g": g, "diffusion": diffusion}
+
+
+def _distribution(system: System) -> jax.Array:
+    return DISTRIBUTION.per_frame(None, system, None, None)

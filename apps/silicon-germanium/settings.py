@@ -97,12 +97,17 @@ class TrainingConfig(BudgetConfig):
 
 
 class HotConfig(Config):
-    """Hot dynamics from a test structure of each seed, until something unphysical happens."""
+    """Hot dynamics of models from the fewest structures, until something unphysical happens.
+
+    Every model starts ``replicas`` runs from the same test structures, in turn those of ``group``.
+    ``models`` of each strategy take part; those beyond ``seeds`` are trained for this alone.
+    """
 
     temperature_kelvin: Temperature = Field(gt=0.0)
     timestep_fs: Time = Field(default=2.0, gt=0.0)
     duration_ps: float = Field(gt=0.0)
-    replicas: int = Field(default=1, ge=1)
+    models: int = Field(default=1, ge=1)
+    replicas: int = Field(default=8, ge=1)
     min_distance: Length = Field(gt=0.0)  # a pair closer than this is unphysical, Å
     group: str | None = None  # of the structures to start from
     liquid: bool = False  # compare radial distribution and diffusion with those of the truth

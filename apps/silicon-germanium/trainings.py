@@ -38,6 +38,7 @@ from mosaicmd.transfer import (
 
 Data = list[tuple[System, Labels]]
 FITTED = 24  # structures that scales are fitted to, at most
+VALIDATIONS = 12  # of one training
 
 
 class Job(NamedTuple):
@@ -101,14 +102,14 @@ def run(job: Job) -> dict[str, Any]:
     references, _ = fit_reference_energies(chosen)
     scales = scales_of(job, learning)
     programs = compiled(kind_of(job), scales)
-    examples, held_out, tested, everything = (
+    examples, held_out, tested = (
         make_examples(
             part, programs.potential.cutoff, reference_energies=references, dtype=np.float32
         )
-        for part in (learning, validating, test, data)
+        for part in (learning, validating, test)
     )
     size = settings.batch_size
-    like = Batches(everything, size)  # equal shapes, so that programs serve all subsets
+    like = shapes(job.train, programs.potential.cutoff, size)
     batches = Batches(examples, size, seed=job.seed, like=like)
     programs.held_out.batches = Batches(held_out, size, shuffle=False, like=like)
     key = jax.random.key(job.seed)
@@ -130,6 +131,12 @@ def run(job: Job) -> dict[str, Any]:
     metrics |= test_errors(programs, params, tested, groups_of(job.test), like)
     metrics |= {} if scales is None else {"length": scales.length, "energy": scales.energy}
     return metrics | {"epochs": steps / batches.steps_per_epoch, "n_learned": len(learning)}
+
+
+@functools.lru_cache(maxsize=4)
+def shapes(path: str, cutoff: float, size: int) -> Batches:
+    """Batches of all structures: others are given their shapes, so that programs serve all."""
+    return Batches(make_examples(read(path), cutoff, dtype=np.float32), size)
 
 
 def subset(job: Job) -> list[int]:
@@ -213,7 +220,7 @@ def compiled(kind: str, scales: Scales | None) -> Programs:
         optimizer,
         max_gradient_norm=10.0,
         validation=cast(Batches, held_out),
-        validate_every=max(1, steps // 20),
+        validate_every=max(1, steps // VALIDATIONS),
     )
 
     @jax.jit

@@ -20,6 +20,7 @@ from mosaicmd.transfer.scales import (
     fit_scales,
     lattice_length_ratio,
 )
+from mosaicmd.transfer.stability import Lasting, Sanity, lasting
 from mosaicmd.transfer.strategies import (
     Learnable,
     Strategy,
@@ -29,22 +30,35 @@ from mosaicmd.transfer.strategies import (
     pull_towards,
     start,
 )
+from mosaicmd.transfer.survival import (
+    Means,
+    Survival,
+    compared_means,
+    restricted_mean,
+    survival_curve,
+)
 
 __version__ = version("mosaicmd-transfer")
 
 __all__ = [
     "Curve",
+    "Lasting",
     "Learnable",
+    "Means",
     "Ratios",
+    "Sanity",
     "Scales",
     "ScalesFit",
     "Strategy",
+    "Survival",
     "Trial",
     "__version__",
     "chosen_rates",
+    "compared_means",
     "copy_except",
     "covalent_length_ratio",
     "fit_scales",
+    "lasting",
     "lattice_length_ratio",
     "learnable",
     "learning_curve",
@@ -54,5 +68,7 @@ __all__ = [
     "pull_towards",
     "relative_errors",
     "rescaled",
+    "restricted_mean",
     "start",
+    "survival_curve",
 ]
