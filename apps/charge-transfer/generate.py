@@ -276,6 +276,8 @@ def frame(name, line):
     labels = {key: line[key] for key in ("energy", "forces", "charges", "dipole")}
     atoms.calc = SinglePointCalculator(atoms, **labels)
     atoms.info |= {"total_charge": line["total_charge"], "set": name, "number": line["number"]}
+    if name.endswith("curve"):
+        atoms.info["distance"] = float(CURVE[line["number"]])
     return atoms
 
 
