@@ -57,3 +57,13 @@ def test_functions_are_the_sums_over_neighbors_and_over_pairs_of_them():
 def test_bad_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         SymmetryFunctionsConfig(**{"species": (1, 8), "cutoff": 4.0, **change})
+
+
+def test_single_precision_stays_single():
+    config = SymmetryFunctionsConfig(species=(8, 1), cutoff=4.0, n_radial=3, angular_widths=(2.0,))
+    system = random_system(2, n_atoms=7)
+    graph = host_graph(system, config.cutoff)
+    single = jax.tree.map(lambda x: np.float32(x) if x.dtype == np.float64 else x, (system, graph))
+    found = jax.jit(lambda s, g: symmetry_functions(config, s, g))(*single)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, symmetry_functions(config, system, graph), atol=1e-5)

@@ -82,9 +82,8 @@ def symmetry_functions(config: SymmetryFunctionsConfig, system: System, graph: G
     kinds = gather_senders(kinds, graph)
 
     centers = np.linspace(config.first_center, config.cutoff, config.n_radial)
-    offsets = (distances[:, None] - jnp.asarray(centers, vectors.dtype)[None]) / (
-        centers[1] - centers[0]
-    )
+    spacing = float(centers[1] - centers[0])
+    offsets = (distances[:, None] - jnp.asarray(centers, vectors.dtype)[None]) / spacing
     radial = jnp.exp(-0.5 * offsets**2) * envelope[:, None]
     found = [sum_edges(_outer(radial, kinds), graph, n_atoms)]
     if config.zetas:
