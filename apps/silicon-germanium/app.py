@@ -342,9 +342,9 @@ def figures_of_merit(settings: TransferConfig, outcomes: dict[str, Outcome]) -> 
                     place = group.removeprefix("test, ").replace(" ", "")
                     name = f"{prefix}force_rmse_ratio{tag}_other_temperature_{place}"
                     metrics[name] = metric(*mean_error(values))
-        if outcome.hot:
-            duration = settings.pairs[pair].hot.duration_ps
-            metrics |= {f"{prefix}{name}": one for name, one in lasting_times(outcome, duration)}
+        if (hot_settings := settings.pairs[pair].hot) is not None:
+            times = lasting_times(outcome, hot_settings.duration_ps)
+            metrics |= {f"{prefix}{name}": one for name, one in times}
     return metrics
 
 

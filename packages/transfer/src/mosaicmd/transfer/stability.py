@@ -77,14 +77,15 @@ def lasting(
     """
     if every < 1 or n_steps < every or n_steps % every:
         raise ValueError(f"`n_steps` {n_steps} must be a positive multiple of `every` {every}")
-    if integrator.kT is None or integrator.needs_stress:
+    kT = integrator.kT
+    if kT is None or integrator.needs_stress:
         raise ValueError("`integrator` needs a thermostat and no barostat")
     for name, value in sanity._asdict().items():
         if not (value > 0.0 and math.isfinite(value)):
             raise ValueError(f"`{name}` must be positive and finite, got {value!r}")
     if sanity.crowding < 1.0:
         raise ValueError(f"`crowding` must be at least 1, got {sanity.crowding!r}")
-    run = _program(energy_fn, integrator, sanity, n_steps // every, every)
+    run = _program(energy_fn, integrator, kT, sanity, n_steps // every, every)
 
     def of(params: Params, systems: System, key: Array) -> Lasting:
         if systems.positions.ndim != 3:
@@ -100,7 +101,12 @@ def lasting(
 
 
 def _program(
-    energy_fn: EnergyFn, integrator: Integrator, sanity: Sanity, n_frames: int, every: int
+    energy_fn: EnergyFn,
+    integrator: Integrator,
+    kT: float,
+    sanity: Sanity,
+    n_frames: int,
+    every: int,
 ) -> Any:
     """``(plan, params, systems, keys) -> (steps, failed, positions)``, compiled."""
 
@@ -116,7 +122,7 @@ def _program(
 
     def one(plan: NeighborList, params: Params, system: System, key: Array) -> tuple:
         draw, noise = jax.random.split(key)
-        momenta = maxwell_boltzmann(draw, system, integrator.kT)
+        momenta = maxwell_boltzmann(draw, system, kT)
         neighbors = plan.build(system)
         md = integrator.init(noise, system, momenta, None)
         md = evaluated(md, evaluate(energy_fn, params, system, neighbors.graph))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,8 +75,8 @@ class Means(NamedTuple):
 
 
 def compared_means(
-    times: dict[str, Sequence[ArrayLike]],
-    ended: dict[str, Sequence[ArrayLike]],
+    times: Mapping[str, Sequence[ArrayLike]],
+    ended: Mapping[str, Sequence[ArrayLike]],
     reference: str,
     *,
     horizon: float,
