@@ -230,7 +230,11 @@ def charge_figure(one: Any) -> Any:
                     panel.annotate(f"{q:+.2f}", (x, y), ha="center", va="center", fontsize=6)
             panel.set(title=f"{LABELS.get(name, 'reference')}, {formula} {net:+.0f} e")
             panel.set_aspect("equal")
-            panel.margins(0.25)
+            reach = 0.5 * np.ptp(flat[:, 0]) + 1.0
+            height = max(0.5 * np.ptp(flat[:, 1]) + 1.0, 0.4 * reach)
+            middle = 0.5 * (flat.min(axis=0) + flat.max(axis=0))
+            panel.set_xlim(middle[0] - reach, middle[0] + reach)
+            panel.set_ylim(middle[1] - height, middle[1] + height)
             panel.axis("off")
             panel.title.set_fontsize(8)
     return figure
