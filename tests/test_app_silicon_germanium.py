@@ -198,7 +198,7 @@ def test_every_strategy_of_the_full_preset_does_what_it_says(tmp_path):
             "source": metal(tmp_path, "Cu", 3.61),
             "target": metal(tmp_path, "Ni", 3.52),
             "cohesive_energies": [3.49, 4.44],
-            "training": FEW | {"source_steps": 8, "steps": 4, "rates": [0.01], "shares": [1.0]},
+            "training": FEW | {"source_steps": 200, "steps": 4, "rates": [0.01], "shares": [1.0]},
         }
     }
     settings["pairs"]["metals"]["training"]["seeds"] = 1
