@@ -6,6 +6,7 @@ import pytest
 
 from mosaicmd.gnn_models.cutoffs import polynomial_switch
 from mosaicmd.kernel.graphs import host_graph
+from mosaicmd.kernel.systems import make_system
 from mosaicmd.kernel.testing import random_system
 from mosaicmd.qeq_longrange import SymmetryFunctionsConfig, symmetry_functions
 
@@ -67,3 +68,25 @@ def test_single_precision_stays_single():
     found = jax.jit(lambda s, g: symmetry_functions(config, s, g))(*single)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, symmetry_functions(config, system, graph), atol=1e-5)
+
+
+def test_second_derivatives_are_finite_along_an_axis():
+    """Two neighbors on axes; forces follow the differences of forces nearby."""
+    settings = {"n_radial": 2, "angular_widths": (2.0,), "zetas": (1, 2)}
+    config = SymmetryFunctionsConfig(species=(1,), cutoff=4.0, **settings)
+    places = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.2, 0.0]])
+    system = make_system(places, [1, 1, 1])
+    graph = host_graph(system, config.cutoff)
+
+    def slope(positions):
+        """Of a function of all, along one direction."""
+        moved = system._replace(positions=positions)
+        return jax.grad(
+            lambda r: symmetry_functions(config, moved._replace(positions=r), graph).sum()
+        )(positions)
+
+    step = jax.random.normal(jax.random.key(0), (3, 3))
+    slope = jax.jit(slope)
+    _, change = jax.jvp(slope, (system.positions,), (step,))
+    ahead, behind = (slope(system.positions + sign * 1e-5 * step) for sign in (1.0, -1.0))
+    np.testing.assert_allclose(change, (ahead - behind) / 2e-5, atol=1e-6)

@@ -88,10 +88,7 @@ def symmetry_functions(config: SymmetryFunctionsConfig, system: System, graph: G
     found = [sum_edges(_outer(radial, kinds), graph, n_atoms)]
     if config.zetas:
         powers = _monomials(max(config.zetas))
-        monomials = jnp.stack(
-            [jnp.prod(directions ** jnp.asarray(p, jnp.int32)[None], axis=1) for p in powers],
-            axis=1,
-        )
+        monomials = _products(directions, powers)
         for width in config.angular_widths:
             near = kinds * (jnp.exp(-((distances / width) ** 2)) * envelope)[:, None]
             moments = sum_edges(_outer(near, monomials), graph, n_atoms)
@@ -129,6 +126,17 @@ def _monomials(degree: int) -> np.ndarray:
     """Exponents of x, y, z of all monomials up to a degree, ``[n, 3]``."""
     every = itertools.product(range(degree + 1), repeat=3)
     return np.array([p for p in every if sum(p) <= degree])
+
+
+def _products(directions: Array, powers: np.ndarray) -> Array:
+    """Monomials of directions ``[n, 3]`` with these exponents ``[m, 3]``: ``[n, m]``.
+
+    By products, whose derivatives are finite where a component vanishes.
+    """
+    table = [jnp.ones_like(directions)]
+    for _ in range(int(powers.max())):
+        table.append(table[-1] * directions)
+    return jnp.stack([table[i][:, 0] * table[j][:, 1] * table[k][:, 2] for i, j, k in powers], 1)
 
 
 def _outer(first: Array, second: Array) -> Array:
