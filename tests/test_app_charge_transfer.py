@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -160,7 +161,8 @@ def test_a_share_of_every_group_is_held_out(app_modules, tmp_path):
         file="rows.extxyz", species=(11, 17), network=TINY, models={"local": FEW}, test=0.3
     )
     parts = module.divide(one, tmp_path / "rows.extxyz", tmp_path / "data", "salt", 1)
-    train, test = (ase.io.read(path, ":") for path in parts)
+    parted: list[Any] = [ase.io.read(path, ":") for path in parts]
+    train, test = parted
     for frames, n in ((train, 7), (test, 3)):
         assert sorted(map(len, module.groups(frames).values())) == [n, n]
     places = {tuple(atoms.positions.ravel()) for atoms in (*train, *test)}
@@ -212,7 +214,7 @@ def test_all_models_are_compared(undisturbed):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_numbers(undisturbed, tmp_path):
     command = complete(tmp_path)
-    killed(command, tmp_path, "out/models/salt-celli-0/checkpoints/*")
+    killed(command, tmp_path, "out/models/salt-celli-0/energy/checkpoints/*")
     done = finished(command)
     assert done.returncode == 0, done.stderr
     first, second = (

@@ -8,6 +8,7 @@ import numpy as np
 from ase.data import covalent_radii
 from evaluation import Answers, Curves, rmse
 from matplotlib.colors import Normalize
+from matplotlib.patches import Patch
 from published import DATA, ERRORS, KO, UNKE
 from settings import ChargeTransferConfig
 from trainings import groups
@@ -150,7 +151,7 @@ def table(settings: ChargeTransferConfig, outcomes: dict[str, Any]) -> str:
         benchmark = settings.sets[name].published
         for row in () if benchmark is None else ERRORS[benchmark]:
             shown = f"{row.energy} / {row.forces} / {row.charges}"
-            lines.append(f"{name}, {row.model}, {benchmark}, {DATA[benchmark]}: {shown}")
+            lines.append(f"{name}, {row.model}, {benchmark}, {DATA[str(benchmark)]}: {shown}")
     heading = "Energy (meV/atom) / forces (meV/Å) / charges (me). "
     return heading + "; ".join(lines) + f". Published by {KO}, and {UNKE}."
 
@@ -259,7 +260,7 @@ def error_figure(settings: ChargeTransferConfig, outcomes: dict[str, Any]) -> An
         panel.set_xticks(range(len(outcomes)), list(outcomes))
         panel.set(ylabel=f"error of {label} / {unit}", yscale="log")
     shown = [m for m in LABELS if any(m in one.squares for one in outcomes.values())]
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLORS[m]) for m in shown]
+    handles = [Patch(color=COLORS[m]) for m in shown]
     panels[0].legend(handles, [LABELS[m] for m in shown], frameon=False, fontsize=7)
     return figure
 
