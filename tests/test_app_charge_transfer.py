@@ -41,8 +41,13 @@ TEACHER = charge_equilibration(
 def rows(distances, rng=None):
     """Na-Cl rows of charges 0 and 1, the latter with a further Na far from the first atom."""
     params, frames = TEACHER.init(jax.random.key(0)), []
+    charges_of: Any = TEACHER.charges
+    nothing: Any = None  # the sum runs over all pairs, whatever the graph
     label = jax.jit(
-        lambda s: (evaluate(TEACHER.energy, params, s, None), TEACHER.charges(params, s, None))
+        lambda s: (
+            evaluate(TEACHER.energy, params, s, nothing),
+            charges_of(params, s, nothing),
+        )
     )
     for net in (0, 1):
         for distance in distances:
