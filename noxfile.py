@@ -120,9 +120,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def integration(session: nox.Session) -> None:
-    """Test what only the whole can show."""
-    session.install(*from_tree(*EVERY_REQUIREMENT))
-    session.run("pytest", "tests", *session.posargs)
+    """Test what only the whole can show, two files at a time: most of it waits for compilers."""
+    session.install("pytest-xdist", *from_tree(*EVERY_REQUIREMENT))
+    session.run("pytest", "tests", "--numprocesses=2", "--dist=loadfile", *session.posargs)
 
 
 @nox.session

@@ -13,6 +13,7 @@ jax-md.
 """
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -54,8 +55,7 @@ def error(forces, truth):
 
 def of_torch_pme(folder):
     """Run by the other interpreter: time and forces for every setting in a file."""
-    import torch  # pyright: ignore[reportMissingImports]
-    import torchpme  # pyright: ignore[reportMissingImports]
+    torch, torchpme = map(importlib.import_module, ("torch", "torchpme"))
 
     torch.set_num_threads(1)
     settings = json.loads((folder / "settings.json").read_text())
