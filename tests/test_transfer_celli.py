@@ -8,9 +8,9 @@ import pytest
 
 from mosaicmd.kernel.graphs import host_graph
 from mosaicmd.kernel.model_files import load_model, save_model
+from mosaicmd.kernel.potentials import build_potential
 from mosaicmd.kernel.pytrees import named_leaves
 from mosaicmd.kernel.testing import random_system
-from mosaicmd.qeq_longrange import CELLIConfig, DirectPlan, celli
 from mosaicmd.transfer import Scales, Strategy, optimizer_of, start
 
 LENGTH, ENERGY = 1.15, 0.8
@@ -21,22 +21,22 @@ FROZEN = ("electronegativity", "raw_hardness")
 @pytest.fixture(scope="module")
 def source():
     network = {"species": [1, 8], "cutoff": 4.0, "n_features": 4, "n_layers": 2, "n_radial": 3}
-    model = celli(
-        CELLIConfig(
-            network={"architecture": "painn", "config": network},
-            plan=DirectPlan(),
-            electronegativity=(4.5, 8.7),
-            hardness=(6.0, 9.0),
-            widths=(0.5, 0.7),
-        )
-    )
-    return model.potential, model.potential.init(jax.random.key(1))
+    settings = {
+        "network": {"architecture": "painn", "config": network},
+        "plan": {"method": "direct"},
+        "electronegativity": (4.5, 8.7),
+        "hardness": (6.0, 9.0),
+        "widths": (0.5, 0.7),
+    }
+    potential = build_potential("celli", settings)
+    return potential, potential.init(jax.random.key(1))
 
 
 @pytest.fixture(scope="module")
 def moved(source):
     strategy = Strategy(scales=Scales(LENGTH, ENERGY), rates=dict.fromkeys(FROZEN, 0.0), pull=0.1)
-    return strategy, *start(strategy, *source, jax.random.key(0), species=ELEMENTS)
+    potential, params = source
+    return strategy, *start(strategy, potential, params, jax.random.key(0), species=ELEMENTS)
 
 
 def cluster():
