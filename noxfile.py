@@ -35,6 +35,7 @@ MEMBERS = {
     for path in [Path("shared/kernel/pyproject.toml"), *sorted(Path().glob("packages/*/*.toml"))]
 }
 NO_TESTS_COLLECTED = 5
+SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadfile")  # files, by pytest-xdist
 
 
 def from_tree(*requirements: str) -> list[str]:
@@ -99,8 +100,8 @@ for name in MEMBERS:
     @nox.session(name=f"tests({name})")
     def member_tests(session: nox.Session, member: str = name) -> None:
         """Test one member beside nothing but what it declares."""
-        session.install(*from_tree(f"mosaicmd-{member}[test]"))
-        session.run("pytest", str(MEMBERS[member] / "tests"), *session.posargs)
+        session.install("pytest-xdist", *from_tree(f"mosaicmd-{member}[test]"))
+        session.run("pytest", str(MEMBERS[member] / "tests"), *SIDE_BY_SIDE, *session.posargs)
 
     @nox.session(name=f"tests_floor({name})", venv_backend="uv")
     def member_floor_tests(session: nox.Session, member: str = name) -> None:
@@ -120,9 +121,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def integration(session: nox.Session) -> None:
-    """Test what only the whole can show, two files at a time: most of it waits for compilers."""
+    """Test what only the whole can show."""
     session.install("pytest-xdist", *from_tree(*EVERY_REQUIREMENT))
-    session.run("pytest", "tests", "--numprocesses=2", "--dist=loadfile", *session.posargs)
+    session.run("pytest", "tests", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session
