@@ -13,7 +13,9 @@ lost when the whole is cut off::
 Sites are folders for PYTHONPATH, for both codes want versions of e3nn that exclude each other;
 `--mace-python` and `--allegro-python` name other interpreters. `cuequivariance` is the path of
 mace-torch through cuequivariance-torch, `compiled` that of nequip-allegro through
-`torch.compile`. With `--device cpu` the same runs without a GPU.
+`torch.compile`. Ours are compiled without the search for the fastest form of every product that
+XLA makes by default, which takes minutes (`searched` is with it), with products by Triton or, as
+`cuBLAS`, by the library. With `--device cpu` the same runs without a GPU.
 """
 
 import argparse
@@ -45,6 +47,18 @@ SIDES: dict[str, tuple[str, str, dict[str, Any]]] = {  # who, architecture, sett
     "nequip-allegro, compiled": ("allegro", "allegro", ALLEGRO),
     "NequIP": ("ours", "nequip", {}),
     "DimeNet++": ("ours", "dimenet", {"n_features": 32, "species_features": 16}),
+}
+UNTUNED = "--xla_gpu_autotune_level=0"
+FLAGS = {  # of XLA, by what a name ends with
+    "": UNTUNED,
+    "cuBLAS": f"{UNTUNED} --xla_gpu_enable_triton_gemm=false",
+    "searched": "",
+}
+SIDES |= {
+    f"{name}, {kind}": side
+    for name, side in SIDES.items()
+    for kind in ("cuBLAS", "searched")
+    if side[0] == "ours"
 }
 SIZES, SMALL, TURN = (1000, 10648, 216), 64, 20.0
 
@@ -201,6 +215,8 @@ class Job:
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
         environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
+        if who == "ours":
+            environment["XLA_FLAGS"] = FLAGS[name.partition(", ")[2]]
         if path:
             environment["PYTHONPATH"] = path
         command = [python[who], __file__, "--worker", name, n_atoms, int(training), given.device]
