@@ -11,6 +11,7 @@ import typer
 
 from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler, gauss_newton
 from mosaicmd.kernel import units
+from mosaicmd.kernel.compilation import compile_without_search
 from mosaicmd.kernel.config import ConfigError
 from mosaicmd.kernel.integrators import langevin
 from mosaicmd.kernel.metrics import read_metrics
@@ -41,6 +42,7 @@ class Validation(NamedTuple):
 
 @app.callback()
 def main() -> None:
+    compile_without_search()
     jax.config.update("jax_enable_x64", True)
 
 

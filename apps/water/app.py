@@ -14,6 +14,7 @@ import water
 
 from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler
 from mosaicmd.kernel import observables, units
+from mosaicmd.kernel.compilation import compile_without_search
 from mosaicmd.kernel.config import ConfigError, load_config
 from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.model_files import load_model, save_model
@@ -45,6 +46,7 @@ class Validation(NamedTuple):
 
 @app.callback()
 def main() -> None:
+    compile_without_search()
     jax.config.update("jax_enable_x64", True)
 
 

@@ -15,7 +15,7 @@ Sites are folders for PYTHONPATH, for both codes want versions of e3nn that excl
 mace-torch through cuequivariance-torch, `compiled` that of nequip-allegro through
 `torch.compile`. Ours are compiled without the search for the fastest form of every product that
 XLA makes by default, which takes minutes (`searched` is with it), with products by Triton or, as
-`cuBLAS`, by the library. With `--device cpu` the same runs without a GPU.
+`cuBLAS`, by the library (`searched cuBLAS`: by its fastest form). With `--device cpu` the same runs without a GPU.
 """
 
 import argparse
@@ -53,11 +53,12 @@ FLAGS = {  # of XLA, by what a name ends with
     "": UNTUNED,
     "cuBLAS": f"{UNTUNED} --xla_gpu_enable_triton_gemm=false",
     "searched": "",
+    "searched cuBLAS": "--xla_gpu_enable_triton_gemm=false",
 }
 SIDES |= {
     f"{name}, {kind}": side
     for name, side in SIDES.items()
-    for kind in ("cuBLAS", "searched")
+    for kind in list(FLAGS)[1:]
     if side[0] == "ours"
 }
 SIZES, SMALL, TURN = (1000, 10648, 216), 64, 20.0

@@ -58,7 +58,7 @@ def train(
 
     Writes model, errors and report into a folder; the same command again resumes.
     """
-    _use_float64()
+    _prepare_jax()
     from mosaicmd.kernel.cli.training_config import load_training_config
     from mosaicmd.kernel.cli.training_run import run_training, starting_model
 
@@ -96,7 +96,7 @@ def evaluate(
     dtype: Annotated[str | None, typer.Option(help=OF_WEIGHTS)] = None,
 ) -> None:
     """Errors of a model on labelled structures."""
-    _use_float64()
+    _prepare_jax()
     from mosaicmd.kernel.cli.label_report import (
         compare_labels,
         describe,
@@ -166,7 +166,7 @@ def md(
     Further settings (thermostat, barostat, ...) stand in the file of --config, which options
     override; `mosaicmd schema md` lists them.
     """
-    _use_float64()
+    _prepare_jax()
     from mosaicmd.kernel.cli.dynamics import DynamicsConfig, run_dynamics
     from mosaicmd.kernel.config import load_config
     from mosaicmd.kernel.report import with_error
@@ -278,10 +278,13 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _use_float64() -> None:
-    """Allow float64, and let products in float32 be that, not what an accelerator makes of it."""
+def _prepare_jax() -> None:
+    """Allow float64, let products in float32 be that on accelerators, and compile soon."""
     import jax
 
+    from mosaicmd.kernel.compilation import compile_without_search
+
+    compile_without_search()
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "float32")
 

@@ -1,0 +1,59 @@
+"""Options for XLA."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mosaicmd.kernel.compilation import compile_without_search
+
+PROGRAM = """
+import jax, jax.numpy as jnp
+from mosaicmd.kernel.compilation import compile_without_search
+compile_without_search()
+jax.jit(lambda x: x + 1)(jnp.ones(3))
+"""
+
+
+@pytest.fixture
+def plugin_for_cuda(tmp_path, monkeypatch):
+    """An empty package where JAX looks for its plugins; the folder that has it."""
+    package = tmp_path / "site" / "jax_plugins" / "xla_cuda0"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return tmp_path / "site"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "--xla_gpu_autotune_level=0"),
+        ("--xla_dump_to=there", "--xla_dump_to=there --xla_gpu_autotune_level=0"),
+        ("--xla_gpu_autotune_level=2", "--xla_gpu_autotune_level=2"),
+    ],
+)
+def test_option_is_added_to_those_of_the_user(plugin_for_cuda, monkeypatch, before, after):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    compile_without_search()
+    compile_without_search()
+    assert os.environ["XLA_FLAGS"] == after
+
+
+def test_nothing_changes_without_cuda(monkeypatch):
+    monkeypatch.setattr("pkgutil.iter_modules", lambda folders: iter(()))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=there")
+    compile_without_search()
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=there"
+
+
+def test_xla_reads_it_after_jax_was_imported(plugin_for_cuda, tmp_path, monkeypatch):
+    """XLA says which options a program was compiled with."""
+    monkeypatch.setenv("PYTHONPATH", str(plugin_for_cuda))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to={tmp_path}")
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True)
+    said = [path.read_text() for path in tmp_path.glob("*.debug_options")]
+    assert said
+    assert all("xla_gpu_autotune_level: 0" in text for text in said)
