@@ -15,7 +15,8 @@ Sites are folders for PYTHONPATH, for both codes want versions of e3nn that excl
 mace-torch through cuequivariance-torch, `compiled` that of nequip-allegro through
 `torch.compile`. Ours are compiled without the search for the fastest form of every product that
 XLA makes by default, which takes minutes (`searched` is with it), with products by Triton or, as
-`cuBLAS`, by the library (`searched cuBLAS`: by its fastest form). With `--device cpu` the same runs without a GPU.
+`cuBLAS`, by the library (`searched cuBLAS`: by its fastest form). With `--device cpu` the same
+runs without a GPU.
 """
 
 import argparse
