@@ -16,10 +16,18 @@ import yaml
 from app_runs import app_command, finished, killed
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from mosaicmd.kernel.graphs import host_graph
 from mosaicmd.kernel.model_files import load_model
 from mosaicmd.kernel.potentials import evaluate
 from mosaicmd.kernel.systems import from_ase
-from mosaicmd.qeq_longrange import ChargeEquilibrationConfig, DirectPlan, charge_equilibration
+from mosaicmd.kernel.units import COULOMB_CONSTANT
+from mosaicmd.qeq_longrange import (
+    ChargeEquilibrationConfig,
+    CoulombConfig,
+    DirectPlan,
+    charge_equilibration,
+    coulomb,
+)
 
 APP = Path(__file__).parents[1] / "apps" / "charge-transfer"
 TINY = {"cutoff": "4 A", "n_scalars": 4, "n_tensors": 1, "l_max": 0, "n_layers": 2}
@@ -130,6 +138,25 @@ def test_bad_settings_are_named(change, message, app_modules, tmp_path):
     kernel = importlib.import_module("mosaicmd.kernel.config")
     with pytest.raises(kernel.ConfigError, match=message.replace("[", r"\[").replace("]", r"\]")):
         kernel.load_config(app_modules["settings"].ChargeTransferConfig, tmp_path / "bad.yaml")
+
+
+def test_charges_of_a_crystal_feel_all_their_images(app_modules):
+    """Madelung's constant of rock salt, 1.747564594633: from a plan for one set, by the app."""
+    crystal = ase.build.bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    charges = np.where(crystal.numbers == 11, 1.0, -1.0)
+    system = from_ase(crystal)._replace(charges=jax.numpy.asarray(charges))
+    labels = importlib.import_module("mosaicmd.kernel.data").Labels(charges=charges)
+    change = {"network": TINY, "widths": [0.3, 0.4], "coulomb_accuracy": 1e-6}
+    one = {"file": "any", "species": [11, 17], "models": {"celli": FEW}, **change}
+    chosen = app_modules["settings"].SetConfig(**one)
+    plan = app_modules["trainings"].coulomb(chosen, system, labels)
+    assert plan.method in ("ewald", "pme")
+    model, graph = coulomb(CoulombConfig(plan=plan)), host_graph(system, plan.cutoff)
+    found = float(model.energy({}, system, graph).sum())
+    np.testing.assert_allclose(found, -4 * 1.747564594633 * COULOMB_CONSTANT / 2.82, rtol=1e-6)
+    cluster = from_ase(ase.Atoms("NaCl", [[0.0, 0.0, 0.0], [0.0, 0.0, 2.5]]))
+    alone = labels._replace(charges=charges[:2])
+    assert app_modules["trainings"].coulomb(chosen, cluster, alone) == DirectPlan()
 
 
 def test_errors_of_sets_together_are_those_of_all_their_structures(app_modules):

@@ -41,6 +41,7 @@ class SetConfig(Config):
     electronegativity: tuple[float, ...] | float = 0.0
     hardness: tuple[float, ...] | float = 1.0
     widths: tuple[Length, ...] | Length = 1.4
+    coulomb_accuracy: float = Field(default=1e-2, gt=0.0)  # of forces in periodic cells, eV/Å
     test: float = Field(default=0.2, gt=0.0, lt=1.0)
     validation: float = Field(default=0.1, gt=0.0, lt=1.0)  # of what is not held out
     seeds: int = Field(default=1, ge=1)

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from settings import FitConfig, SetConfig
 
+from mosaicmd.gnn_models.pairs import species_index
 from mosaicmd.kernel.batches import Batches, prefetch
 from mosaicmd.kernel.cli.training_run import Model, with_reference
 from mosaicmd.kernel.config import ConfigError
@@ -29,10 +30,10 @@ from mosaicmd.kernel.reference_energies import fit_reference_energies
 from mosaicmd.kernel.slots import SlotFormat, join
 from mosaicmd.kernel.systems import System
 from mosaicmd.kernel.training import train
+from mosaicmd.qeq_longrange import CoulombPlan, plan_coulomb
 from mosaicmd.qeq_longrange.learned_charges import ChargesConfig
 
 Data = list[tuple[System, Labels]]
-DIRECT = {"method": "direct"}
 
 
 class Parts(NamedTuple):
@@ -82,7 +83,7 @@ def trained(
     """The model of this name in float64; the same call again resumes, or reads what there is."""
     if not (folder / "model").exists():
         learning, validating = divided(settings, parts, seed)
-        bare = potential(settings, model)
+        bare = potential(settings, model, *learning[0])
         params = jax.tree.map(jnp.float32, bare.init(jax.random.key(seed)))
         loss = MatchingLoss(energy=fit.energy, forces=fit.forces, charges=fit.charges)
         without = dataclasses.replace(loss, charges=0.0)
@@ -192,11 +193,12 @@ def divided(settings: SetConfig, parts: Parts, seed: int) -> tuple[Data, Data]:
     return learning, validating
 
 
-def potential(settings: SetConfig, model: str) -> Potential:
-    """The untrained model of this name of a set."""
+def potential(settings: SetConfig, model: str, system: System, labels: Labels) -> Potential:
+    """The untrained model of this name of a set; a structure of it shows the cell, if any."""
     network = {"species": settings.species, **settings.network}
     own = {"species": settings.species, "cutoff": settings.network["cutoff"]}
     charged = {name: getattr(settings, name) for name in ChargesConfig.model_fields}
+    charged["plan"] = coulomb(settings, system, labels).model_dump(mode="json")
     match model:
         case "local":
             return build_potential("allegro", network)
@@ -204,7 +206,18 @@ def potential(settings: SetConfig, model: str) -> Potential:
             return build_potential("mace", own | settings.mace)
         case "celli":
             inner = {"architecture": "allegro", "config": network}
-            return build_potential("celli", {"network": inner, "plan": DIRECT, **charged})
+            return build_potential("celli", {"network": inner, **charged})
         case _:
             functions = {"symmetry_functions": own | settings.symmetry_functions}
-            return build_potential("fourth_generation", {**functions, "plan": DIRECT, **charged})
+            return build_potential("fourth_generation", {**functions, **charged})
+
+
+def coulomb(settings: SetConfig, system: System, labels: Labels) -> CoulombPlan:
+    """All pairs of a cluster, or a sum over images for cells like that of a structure."""
+    widths = np.broadcast_to(settings.widths, len(settings.species))
+    return plan_coulomb(
+        system,
+        accuracy=settings.coulomb_accuracy,
+        charges=labels.charges,
+        widths=widths[np.asarray(species_index(settings.species, system))],
+    )
