@@ -2,16 +2,19 @@
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import ase
+import ase.geometry
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 from app_runs import app_command, finished, killed
+from scipy.spatial.transform import Rotation
 
 from mosaicmd.difftre import aggregate_forces
 from mosaicmd.kernel import units
@@ -156,6 +159,34 @@ def test_priors_are_boltzmann_inverted(alanine):
     assert float(jnp.abs(jnp.sum(alone, axis=0)).max()) < 1e-3
 
 
+def test_no_bead_falls_onto_one_two_bonds_away(alanine):
+    """CB turned about N-CA until it is 30 degrees from C: out of reach, and what is usual stays."""
+    reference = alanine.load_reference()
+    settings = load_config(alanine.AlanineConfig, APP / "config" / "quick.yaml")
+    potential = alanine.build_potential(settings, reference)
+    start = alanine.beads(reference.positions[0])
+    params, graph = potential.init(jax.random.key(0)), host_graph(start, 0.1)
+    energy = jax.jit(lambda x: potential.energy(params, start._replace(positions=x), graph).sum())
+    x = np.asarray(start.positions, float)
+    axis, bond = x[3] - x[4], x[5] - x[4]
+    angles, energies = [], []
+    for turn in np.radians(np.arange(-180.0, 180.0, 5.0)):
+        places = x.copy()
+        places[5] = x[4] + Rotation.from_rotvec(turn * axis / np.linalg.norm(axis)).apply(bond)
+        angles.append(ase.geometry.get_angles(places[5:6] - places[4], places[6:7] - places[4])[0])
+        energies.append(float(energy(jnp.asarray(places, jnp.float32))) / settings.kT)
+    near, energies = np.array(angles) < 45.0, np.array(energies) - min(energies)
+    assert near.sum() >= 8
+    assert energies[near].min() > 300.0
+    repulsion = potential.config["terms"][4]
+    assert repulsion["architecture"] == "listed_repulsion"
+    far = len(alanine.FAR)
+    pairs = np.array(repulsion["config"]["atoms"][far:])
+    lengths = np.linalg.norm(np.diff(reference.positions[:, pairs], axis=2), axis=-1)
+    usual = settings.prior.epsilon * (settings.prior.near_sigma / lengths) ** 12 / settings.kT
+    assert usual.mean() < 0.1
+
+
 def test_bins_populations_and_surfaces(ramachandran):
     """Angles in known places: one in each basin, and one of them twice."""
     angles = np.radians(
@@ -235,7 +266,7 @@ def test_collecting_maps_hydrogens_onto_their_beads(generate, tmp_path, monkeypa
     forces = rng.normal(size=(3, 22, 3)) * 500.0
     folder = tmp_path / "runs" / "replica-0"
     folder.mkdir(parents=True)
-    settings = {"replica": 0, "seed": 1, "start_degrees": [0, 0], "platform": "CPU"}
+    settings = dict.fromkeys(generate.OF_REPLICA, 0) | {"temperature_kelvin": 300.0}
     (folder / "settings.json").write_text(json.dumps(settings))
     own = {"box": np.eye(3), "checkpoint": np.zeros(1, np.uint8)}
     for k, rows in enumerate((slice(0, 1), slice(1, 3))):
@@ -259,6 +290,14 @@ def test_collecting_maps_hydrogens_onto_their_beads(generate, tmp_path, monkeypa
     np.testing.assert_allclose(force[:, 2], scale * forces[:, oxygen], rtol=1e-3, atol=1e-3)
     apart = np.linalg.norm(place[:, 3] - place[:, 4], axis=-1)
     np.testing.assert_allclose(apart, 1.45, atol=2e-3)
+    other = folder.with_name("replica-1")
+    shutil.copytree(folder, other)
+    (other / "settings.json").write_text(json.dumps(settings | {"platform": 1}))
+    generate.main()
+    assert "2 replicas, 0.006 ns" in capsys.readouterr().out
+    (other / "settings.json").write_text(json.dumps(settings | {"temperature_kelvin": 310.0}))
+    with pytest.raises(SystemExit, match=r"has other \['temperature_kelvin'\] than"):
+        generate.main()
     monkeypatch.setattr(sys, "argv", ["generate.py", "collect", str(target)])
     with pytest.raises(SystemExit, match="there are no replicas"):
         generate.main()

@@ -58,6 +58,7 @@ FAR = tuple(
     (i, j) for i, j in ((0, 5), (0, 6), (0, 7), (0, 8), (0, 9), (1, 7), (1, 8), (1, 9),
                         (2, 5), (2, 6), (2, 7), (2, 8), (2, 9), (3, 9), (5, 9))
 )  # fmt: skip
+NEAR = ((2, 3), (5, 6), (7, 8))  # the third angles: impropers hold them, but not near collinear
 N_BINS = 60
 REACH = 0.1  # Å, of graphs that no term reads
 
@@ -66,6 +67,7 @@ class PriorConfig(Config):
     multiplicities: tuple[int, ...]  # of the dihedrals
     epsilon: Energy = Field(gt=0.0)  # of the repulsion
     sigma: Length = Field(gt=0.0)
+    near_sigma: Length = Field(gt=0.0)  # of beads two bonds apart whose angle no term holds
     exponent: float = 12.0
 
 
@@ -240,7 +242,10 @@ def build_potential(config: AlanineConfig, reference: Reference) -> Potential:
         ),
         listed_repulsion(
             ListedRepulsionConfig(
-                atoms=FAR, epsilon=prior.epsilon, sigma=prior.sigma, exponent=prior.exponent
+                atoms=FAR + NEAR,
+                epsilon=prior.epsilon,
+                sigma=(prior.sigma,) * len(FAR) + (prior.near_sigma,) * len(NEAR),
+                exponent=prior.exponent,
             )
         ),
         torsion_map(TorsionMapConfig(first=(PHI,), second=(PSI,), n_points=config.n_points)),

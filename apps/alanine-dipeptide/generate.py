@@ -33,6 +33,9 @@ NPT_STEPS, NVT_STEPS = 15_000, 10_000  # equilibration: 60 and 40 ps
 FRAMES_PER_FILE = 7000  # keeps each below one MiB
 FRAMES_PER_PIECE, SECONDS_PER_PIECE = 500, 30.0
 SEED = 20_260
+# settings that may differ: all replicas sample the same ensemble
+OF_REPLICA = ("replica", "seed", "start_degrees", "platform", "threads", "versions")
+OF_REPLICA += ("platform_properties",)
 STARTS = ((-75.0, 145.0), (-65.0, -40.0), (-150.0, 155.0))  # phi, psi of replicas, in turn
 
 # residue, name, element, then bond, angle and dihedral (Å, degrees) to three earlier atoms
@@ -342,10 +345,11 @@ def collect(options):
     record, shared = [], {}
     for number, folder in enumerate(folders):
         settings = json.loads((folder / "settings.json").read_text())
-        own = {name: settings.pop(name) for name in ("replica", "seed", "start_degrees")}
+        own = {name: settings.pop(name) for name in OF_REPLICA}
         shared = shared or settings
         if settings != shared:
-            raise SystemExit(f"{folder} has other settings than {folders[0]}: collect them apart")
+            other = sorted(name for name in settings if settings[name] != shared.get(name))
+            raise SystemExit(f"{folder} has other {other} than {folders[0]}: collect them apart")
         loaded = []
         for path in pieces(folder):
             with np.load(path) as piece:
@@ -363,9 +367,7 @@ def collect(options):
                 position_milliangstrom=np.round(1e3 * positions[chosen]).astype(np.int16),
                 force=mapped[chosen].astype(np.float16),
             )
-    command = "python generate.py " + " ".join(
-        ["run", f"--platform {shared['platform']}", "--replica K"]
-    )
+    command = "python generate.py run --platform PLATFORM --replica REPLICA"
     text = {"command": command, "beads": BEADS, "replicas": record, "settings": shared}
     (target / "reference.json").write_text(json.dumps(text, indent=1) + "\n")
     total = 1e-3 * sum(one["n_frames"] for one in record)
