@@ -12,10 +12,11 @@ without a model the lines become a table::
 With `--device cuda` on a GPU instead, where no side uses TF32.
 
 All see the same data (MOSAICMD_DATA, see :data:`mosaicmd.kernel.registry`), loss, optimiser and
-schedule: Adam, whose rate rises over the first 2 % of the time and falls along a cosine to zero
-at its end, and an exponential average of the parameters. The clock starts with the first step, so
-compiling is part of it; reading data and making neighbor lists is not. Nothing is chosen by
-validation: what is evaluated is the average that the last step left.
+schedule: AdamW, whose rate rises over the first 2 % of the time and falls along a cosine to zero
+at its end (its decay of weights is zero unless asked for), and an exponential average of the
+parameters. The clock starts with the first step, so compiling is part of it; reading data and
+making neighbor lists is not. Nothing is chosen by validation: what is evaluated is the average
+that the last step left.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def rate_at(share, highest):
     return highest * min(1.0, share / 0.02) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
 
 
-def ours(recipe, element, seconds, device):
+def ours(recipe, element, seconds, weight_decay, device):
     import jax
     import jax.numpy as jnp
     import optax
@@ -100,7 +101,7 @@ def ours(recipe, element, seconds, device):
     algorithm = force_matching(
         potential.energy,
         MatchingLoss(**WEIGHTS),
-        optax.inject_hyperparams(optax.adam)(learning_rate=0.0),
+        optax.inject_hyperparams(optax.adamw)(learning_rate=0.0, weight_decay=weight_decay),
         average_decay=AVERAGE,
         max_gradient_norm=10.0,
     )
@@ -118,7 +119,7 @@ def ours(recipe, element, seconds, device):
     return found | {"epochs": n_steps / batches.steps_per_epoch, "parameters": size}
 
 
-def peer(recipe, element, seconds, device, compiled):
+def peer(recipe, element, seconds, weight_decay, device, compiled):
     from _torch_models import TorchModel, torch_of_one_thread
     from ase.neighborlist import neighbor_list
 
@@ -141,7 +142,7 @@ def peer(recipe, element, seconds, device, compiled):
     )
     for one in train + test:
         side.graph(one)
-    optimizer = torch.optim.Adam(side.parameters, lr=0.0)
+    optimizer = torch.optim.AdamW(side.parameters, lr=0.0, weight_decay=weight_decay)
     average = [p.detach().clone() for p in side.parameters]
     rng, n_steps, order = np.random.default_rng(0), 0, []
     labels = {id(one): labels_of(torch, one, device) for one in train + test}
@@ -230,6 +231,9 @@ def main():
     parser.add_argument("--compiled", action="store_true", help="nequip-allegro: torch.compile")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rate", type=float, help="highest learning rate")
+    parser.add_argument(
+        "--weight-decay", type=float, default=0.0, help="of weights, times the rate"
+    )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     if given.model is None:
@@ -238,12 +242,15 @@ def main():
     recipe = (side, model, settings | given.settings, given.rate or rate)
     warnings.simplefilter("ignore")
     if side == "ours":
-        found = ours(recipe, given.element, given.seconds, given.device)
+        found = ours(recipe, given.element, given.seconds, given.weight_decay, given.device)
     else:
-        found = peer(recipe, given.element, given.seconds, given.device, given.compiled)
+        found = peer(
+            recipe, given.element, given.seconds, given.weight_decay, given.device, given.compiled
+        )
         found |= {"compiled": given.compiled}
     found = {"element": given.element, "model": given.model, "seconds": given.seconds} | found
     found |= {"settings": recipe[2], "rate": recipe[3], "device": given.device}
+    found |= {"weight_decay": given.weight_decay}
     print(json.dumps(found))
     with given.out.open("a") as file:
         file.write(json.dumps(found) + "\n")
