@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ase
+import ase.build
 import ase.io
 import jax
 import numpy as np
