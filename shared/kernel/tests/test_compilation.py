@@ -41,6 +41,13 @@ def test_option_is_added_to_those_of_the_user(plugin_for_cuda, monkeypatch, befo
     assert os.environ["XLA_FLAGS"] == after
 
 
+def test_forces_have_their_products_from_a_library(plugin_for_cuda, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    compile_without_search(training=False)
+    options = ["--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false"]
+    assert os.environ["XLA_FLAGS"].split() == options
+
+
 def test_nothing_changes_without_cuda(monkeypatch):
     monkeypatch.setattr("pkgutil.iter_modules", lambda folders: iter(()))
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=there")

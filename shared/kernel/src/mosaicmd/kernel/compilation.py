@@ -6,10 +6,10 @@ import importlib.util
 import os
 import pkgutil
 
-_OPTION = "xla_gpu_autotune_level"
+_SEARCH, _TRITON = "xla_gpu_autotune_level", "xla_gpu_enable_triton_gemm"
 
 
-def compile_without_search() -> None:
+def compile_without_search(*, training: bool = True) -> None:
     """Let XLA take its first choice for each matrix product on a GPU, instead of timing many.
 
     By default XLA compiles and times dozens of forms of every product. A training step of an
@@ -17,12 +17,22 @@ def compile_without_search() -> None:
     the search it takes half a minute (``benchmarks/RESULTS.md``, networks on a GPU).
 
     Call it before JAX computes anything. Where JAX has its plugin for CUDA it changes the
-    environment variable ``XLA_FLAGS``, for this process and those it starts; if that sets
-    ``--xla_gpu_autotune_level`` already, what is set stays.
+    environment variable ``XLA_FLAGS``, for this process and those it starts; options that are set
+    there already stay.
+
+    Args:
+        training: whether gradients of weights are wanted. Without, products go to cuBLAS, which
+            is up to twice as fast for forces; for gradients, sums over all edges, it is slower
+            than Triton by a factor of two to seven.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _OPTION not in flags and _cuda_is_installed():
-        os.environ["XLA_FLAGS"] = f"{flags} --{_OPTION}=0".strip()
+    if not _cuda_is_installed():
+        return
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    wanted = {_SEARCH: "0"} if training else {_SEARCH: "0", _TRITON: "false"}
+    for option, value in wanted.items():
+        if not any(flag.startswith(f"--{option}=") for flag in flags):
+            flags.append(f"--{option}={value}")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 def _cuda_is_installed() -> bool:

@@ -96,7 +96,7 @@ def evaluate(
     dtype: Annotated[str | None, typer.Option(help=OF_WEIGHTS)] = None,
 ) -> None:
     """Errors of a model on labelled structures."""
-    _prepare_jax()
+    _prepare_jax(training=False)
     from mosaicmd.kernel.cli.label_report import (
         compare_labels,
         describe,
@@ -166,7 +166,7 @@ def md(
     Further settings (thermostat, barostat, ...) stand in the file of --config, which options
     override; `mosaicmd schema md` lists them.
     """
-    _prepare_jax()
+    _prepare_jax(training=False)
     from mosaicmd.kernel.cli.dynamics import DynamicsConfig, run_dynamics
     from mosaicmd.kernel.config import load_config
     from mosaicmd.kernel.report import with_error
@@ -278,13 +278,13 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _prepare_jax() -> None:
+def _prepare_jax(*, training: bool = True) -> None:
     """Allow float64, let products in float32 be that on accelerators, and compile soon."""
     import jax
 
     from mosaicmd.kernel.compilation import compile_without_search
 
-    compile_without_search()
+    compile_without_search(training=training)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "float32")
 
