@@ -27,6 +27,7 @@ def test_labels_are_complete_and_charges_add_up_to_the_net_charge():
         }
         assert counts == expected
         assert len({(atoms.info["set"], atoms.info["number"]) for atoms in frames}) == len(frames)
+        nets = []
         for system, labels in read_systems(DATA / file):
             assert system.total_charge is not None
             assert labels.energy is not None
@@ -35,8 +36,10 @@ def test_labels_are_complete_and_charges_add_up_to_the_net_charge():
             net = float(system.total_charge)
             assert net in (-1.0, 0.0, 1.0)
             np.testing.assert_allclose(np.sum(labels.charges), net, atol=1e-6)
-            # no net force, but for what the integration grid leaves (0.07 eV/Å for 17 atoms)
-            assert np.abs(np.sum(labels.forces, axis=0)).max() < 0.1
+            nets.append(np.sum(labels.forces, axis=0))
+        # no net force, but for what the integration grid leaves: 0.033 eV/Å for salt (rms)
+        assert np.sqrt(np.mean(np.square(nets))) < 0.04
+        assert np.abs(nets).max() < 0.2
 
 
 def test_the_same_surroundings_have_other_energies_and_charges_with_another_net_charge():
