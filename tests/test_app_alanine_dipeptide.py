@@ -160,7 +160,7 @@ def test_priors_are_boltzmann_inverted(alanine):
 
 
 def test_no_bead_falls_onto_one_two_bonds_away(alanine):
-    """CB turned about N-CA until it is 30 degrees from C: out of reach, and what is usual stays."""
+    """CB turned about N-CA to within 45 degrees of C: out of reach, and what is usual stays."""
     reference = alanine.load_reference()
     settings = load_config(alanine.AlanineConfig, APP / "config" / "quick.yaml")
     potential = alanine.build_potential(settings, reference)
@@ -298,6 +298,7 @@ def test_collecting_maps_hydrogens_onto_their_beads(generate, tmp_path, monkeypa
     (other / "settings.json").write_text(json.dumps(settings | {"temperature_kelvin": 310.0}))
     with pytest.raises(SystemExit, match=r"has other \['temperature_kelvin'\] than"):
         generate.main()
+    assert len(list(target.glob("reference-*.npz"))) == 2  # what there was is still there
     monkeypatch.setattr(sys, "argv", ["generate.py", "collect", str(target)])
     with pytest.raises(SystemExit, match="there are no replicas"):
         generate.main()

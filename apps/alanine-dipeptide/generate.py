@@ -338,18 +338,21 @@ def collect(options):
     folders = [f for one in options.folders for f in sorted(Path(one).glob("replica-*"))]
     if not folders:
         raise SystemExit(f"there are no replicas in {options.folders}")
+    owns, shared = [], {}
+    for folder in folders:
+        settings = json.loads((folder / "settings.json").read_text())
+        owns.append({name: settings.pop(name) for name in OF_REPLICA})
+        shared = shared or settings
+        if settings != shared:
+            names = sorted(settings.keys() | shared.keys())
+            other = [name for name in names if settings.get(name) != shared.get(name)]
+            raise SystemExit(f"{folder} has other {other} than {folders[0]}: collect them apart")
     target = Path(options.to)
     target.mkdir(parents=True, exist_ok=True)
     for old in target.glob("reference-*.npz"):
         old.unlink()
-    record, shared = [], {}
-    for number, folder in enumerate(folders):
-        settings = json.loads((folder / "settings.json").read_text())
-        own = {name: settings.pop(name) for name in OF_REPLICA}
-        shared = shared or settings
-        if settings != shared:
-            other = sorted(name for name in settings if settings[name] != shared.get(name))
-            raise SystemExit(f"{folder} has other {other} than {folders[0]}: collect them apart")
+    record = []
+    for number, (folder, own) in enumerate(zip(folders, owns, strict=True)):
         loaded = []
         for path in pieces(folder):
             with np.load(path) as piece:
