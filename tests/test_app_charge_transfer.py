@@ -150,14 +150,19 @@ def test_charges_of_a_crystal_feel_all_their_images(app_modules):
     change = {"network": TINY, "widths": [0.3, 0.4], "coulomb_accuracy": 1e-6}
     one = {"file": "any", "species": [11, 17], "models": {"celli": FEW}, **change}
     chosen = app_modules["settings"].SetConfig(**one)
-    plan = app_modules["trainings"].coulomb(chosen, system, labels)
+    plan = app_modules["trainings"].coulomb(chosen, [(system, labels)] * 2)
     assert plan.method in ("ewald", "pme")
     model, graph = coulomb(CoulombConfig(plan=plan)), host_graph(system, plan.cutoff)
     found = float(model.energy({}, system, graph).sum())
     np.testing.assert_allclose(found, -4 * 1.747564594633 * COULOMB_CONSTANT / 2.82, rtol=1e-6)
     cluster = from_ase(ase.Atoms("NaCl", [[0.0, 0.0, 0.0], [0.0, 0.0, 2.5]]))
     alone = labels._replace(charges=charges[:2])
-    assert app_modules["trainings"].coulomb(chosen, cluster, alone) == DirectPlan()
+    assert app_modules["trainings"].coulomb(chosen, [(cluster, alone)]) == DirectPlan()
+    kernel = importlib.import_module("mosaicmd.kernel.config")
+    larger = system._replace(cell=1.1 * system.cell)
+    for other in ((cluster, alone), (larger, labels)):
+        with pytest.raises(kernel.ConfigError, match="structure 1 of any has the cell"):
+            app_modules["trainings"].coulomb(chosen, [(system, labels), other])
 
 
 def test_errors_of_sets_together_are_those_of_all_their_structures(app_modules):

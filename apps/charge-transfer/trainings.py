@@ -83,7 +83,7 @@ def trained(
     """The model of this name in float64; the same call again resumes, or reads what there is."""
     if not (folder / "model").exists():
         learning, validating = divided(settings, parts, seed)
-        bare = potential(settings, model, *learning[0])
+        bare = potential(settings, model, learning + validating)
         params = jax.tree.map(jnp.float32, bare.init(jax.random.key(seed)))
         loss = MatchingLoss(energy=fit.energy, forces=fit.forces, charges=fit.charges)
         without = dataclasses.replace(loss, charges=0.0)
@@ -193,12 +193,12 @@ def divided(settings: SetConfig, parts: Parts, seed: int) -> tuple[Data, Data]:
     return learning, validating
 
 
-def potential(settings: SetConfig, model: str, system: System, labels: Labels) -> Potential:
-    """The untrained model of this name of a set; a structure of it shows the cell, if any."""
+def potential(settings: SetConfig, model: str, data: Data) -> Potential:
+    """The untrained model of this name of a set, whose structures show the cell, if any."""
     network = {"species": settings.species, **settings.network}
     own = {"species": settings.species, "cutoff": settings.network["cutoff"]}
     charged = {name: getattr(settings, name) for name in ChargesConfig.model_fields}
-    charged["plan"] = coulomb(settings, system, labels).model_dump(mode="json")
+    charged["plan"] = coulomb(settings, data).model_dump(mode="json")
     match model:
         case "local":
             return build_potential("allegro", network)
@@ -212,8 +212,22 @@ def potential(settings: SetConfig, model: str, system: System, labels: Labels) -
             return build_potential("fourth_generation", {**functions, **charged})
 
 
-def coulomb(settings: SetConfig, system: System, labels: Labels) -> CoulombPlan:
-    """All pairs of a cluster, or a sum over images for cells like that of a structure."""
+def coulomb(settings: SetConfig, data: Data) -> CoulombPlan:
+    """All pairs of a cluster, or a sum over images for cells like those of the structures.
+
+    Raises:
+        ConfigError: for structures in different cells, as one plan serves one cell.
+    """
+    system, labels = data[0]
+    for k, (other, _) in enumerate(data):
+        same = np.array_equal(system.pbc, other.pbc)
+        if not same or (np.any(system.pbc) and not np.allclose(system.cell, other.cell, rtol=0.02)):
+            raise ConfigError(
+                f"structure {k} of {settings.file} has the cell {np.asarray(other.cell).tolist()}, "
+                f"periodic along {np.asarray(other.pbc).tolist()}, and the first "
+                f"{np.asarray(system.cell).tolist()}, {np.asarray(system.pbc).tolist()}; divide "
+                "them into sets of one cell each"
+            )
     widths = np.broadcast_to(settings.widths, len(settings.species))
     return plan_coulomb(
         system,
