@@ -70,6 +70,7 @@ def ours(recipe, element, seconds, weight_decay, device):
 
     from mosaicmd.gnn_models import scaled
     from mosaicmd.kernel.batches import Batches, prefetch
+    from mosaicmd.kernel.compilation import compile_without_search
     from mosaicmd.kernel.data import read_systems
     from mosaicmd.kernel.examples import make_examples
     from mosaicmd.kernel.force_matching import MatchingLoss, evaluate_labels, force_matching
@@ -77,6 +78,7 @@ def ours(recipe, element, seconds, weight_decay, device):
     from mosaicmd.kernel.reference_energies import fit_reference_energies
 
     _, model, settings, highest = recipe
+    compile_without_search()
     jax.config.update("jax_platforms", device)
     jax.config.update("jax_default_matmul_precision", "highest")
     folder = Path(os.environ["MOSAICMD_DATA"])
