@@ -178,12 +178,12 @@ def test_layers_of_others_can_stand_in_between():
 
     def energy(params, system, graph):
         state = parts.embed(params, system, graph)
-        state = parts.layer(params, 0, state, system, graph)
+        state = parts.layer(params, 0, state, graph, system.n_atoms)
         charges = sum_edges(state.scalars[:, :1], graph, system.n_atoms)
         charges = charges - jnp.mean(charges)
         known = state.envelope * gather_receivers(charges, graph)
         state = state._replace(scalars=state.scalars + known)
-        state = parts.layer(params, 1, state, system, graph)
+        state = parts.layer(params, 1, state, graph, system.n_atoms)
         return sum_edges(parts.readout(params, state), graph, system.n_atoms)
 
     potential = allegro(SMALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,8 +32,10 @@ from mosaicmd.gnn_models.radial import (
     perceptron,
     power_envelope,
 )
+from mosaicmd.gnn_models.tiles import Tiles, energies_of_tiles, map_tiles, tiles_of
 from mosaicmd.kernel.config import Config, Length, load_config
 from mosaicmd.kernel.graphs import (
+    FAR,
     Graph,
     edge_components,
     gather_receivers,
@@ -92,15 +95,17 @@ class PairState(NamedTuple):
 class AllegroParts(NamedTuple):
     """The parts of :func:`allegro`, for potentials that put something between its layers.
 
-    ``layer(params, k, state, system, graph)`` is the layer of index ``k``. What is put in
-    between may sum the scalars of a `PairState` over neighbors, compute properties of atoms
-    from these sums (charges, say), and change scalars on the ground of them, as long as they
-    stay proportional to ``envelope``.
+    ``embed`` is ``pairs`` of the vectors and the species at both ends of every edge, and
+    ``layer(params, k, state, graph, n_atoms)`` the layer of index ``k``. What is put in between
+    may sum the scalars of a `PairState` over neighbors, compute properties of atoms from these
+    sums (charges, say), and change scalars on the ground of them, as long as they stay
+    proportional to ``envelope``.
     """
 
     init: Callable[[Array], Params]
     embed: Callable[[Params, System, Graph], PairState]
-    layer: Callable[[Params, int, PairState, System, Graph], PairState]
+    pairs: Callable[[Params, Array, Sequence[Array]], PairState]
+    layer: Callable[[Params, int, PairState, Graph, int], PairState]
     readout: Callable[[Params, PairState], Array]  # [n_edges], eV
 
 
@@ -162,9 +167,13 @@ def allegro_layers(config: AllegroConfig) -> Layered:
         between: Between | None = None,
         carry: Any = None,
     ) -> tuple[Array, Any]:
+        tiles = tiles_of(graph, system.n_atoms)
+        if tiles is not None:
+            values, carry = _by_tiles(config, tiles, params, system, graph, between, carry)
+            return jnp.where(system.mask, values, 0.0), carry
         state = parts.embed(params, system, graph)
         for k in range(config.n_layers):
-            state = parts.layer(params, k, state, system, graph)
+            state = parts.layer(params, k, state, graph, system.n_atoms)
             if between is not None and k < config.n_layers - 1:
                 sums = sum_edges(state.scalars, graph, system.n_atoms)
                 change, carry = between(k, sums * config.mean_neighbors**-0.5, carry)
@@ -185,6 +194,94 @@ def allegro_layers(config: AllegroConfig) -> Layered:
         cutoff=config.cutoff,
         species=config.species,
     )
+
+
+def _by_tiles(
+    config: AllegroConfig,
+    tiles: Tiles,
+    params: Params,
+    system: System,
+    graph: Graph,
+    between: Between | None,
+    carry: Any,
+) -> tuple[Array, Any]:
+    """Energies per atom and the last ``carry``, as of the whole, for a graph in rows.
+
+    Without anything in between, all layers of a tile follow each other. Otherwise what is known of
+    pairs is kept where one is, and what was computed for it is computed again for derivatives.
+    """
+    parts, n_scalars, size = allegro_parts(config), config.n_scalars, tiles.size
+    steps = _steps(config)
+
+    def rows(values: Array, fill: float = 0.0) -> Array:
+        return tiles.divide(values.reshape(tiles.n_atoms, -1, *values.shape[1:]), fill)
+
+    def flat(values: Array) -> Array:
+        return values.reshape(-1, *values.shape[2:])
+
+    def run(first: int, last: int, params: Params, varied: Any, fixed: Any) -> Any:
+        """Layers of one tile, from what earlier ones left in ``varied``."""
+        vectors, (around, beside) = flat(varied["vectors"]), fixed
+        length = vectors.shape[0] // size
+        own = _rows(size, length)
+        ends = jnp.repeat(around, length), beside.reshape(-1)
+        state = parts.pairs(params, vectors.T, ends)
+        if first:
+            tensors = _unpacked(flat(varied["tensors"]), steps[first - 1].outputs)
+            state = state._replace(scalars=flat(varied["scalars"]), tensors=tensors)
+        if "around" in varied:
+            change = gather_receivers(varied["around"], own) + flat(varied["beside"])
+            state = state._replace(scalars=state.scalars + state.envelope * change)
+        for k in range(first, last):
+            state = parts.layer(params, k, state, own, size)
+        if last == config.n_layers:
+            return sum_edges(parts.readout(params, state), own, size)
+        per_atom = functools.partial(jnp.reshape, shape=(size, length, -1))
+        kept = {"scalars": per_atom(state.scalars), "tensors": per_atom(_packed(state.tensors))}
+        return kept, sum_edges(state.scalars, own, size)
+
+    vectors = jnp.stack(edge_components(system, graph), axis=1)
+    kinds = species_index(config.species, system)
+    fixed = tiles.divide(kinds), rows(kinds[graph.senders])
+    varied, first = {"vectors": rows(vectors, FAR)}, 0
+    for k in range(config.n_layers - 1 if between is not None else 0):
+        kept, sums = map_tiles(functools.partial(run, k, k + 1), params, varied, fixed)
+        sums = tiles.rejoin(sums) * config.mean_neighbors**-0.5
+        assert between is not None
+        change, carry = between(k, sums, carry)
+        varied, first = {"vectors": varied["vectors"], **kept}, k + 1
+        if change is not None:
+            varied["around"] = tiles.divide(change[:, :n_scalars])
+            varied["beside"] = rows(gather_senders(change[:, n_scalars:], graph))
+    final = functools.partial(run, first, config.n_layers)
+    return tiles.rejoin(energies_of_tiles(final, params, varied, fixed)), carry
+
+
+def _rows(n_atoms: int, row_length: int) -> Graph:
+    """Edges in rows, for sums over neighbors; who the senders are is not known."""
+    n_edges = n_atoms * row_length
+    return Graph(
+        senders=jnp.zeros(n_edges, jnp.int32),
+        receivers=jnp.repeat(jnp.arange(n_atoms, dtype=jnp.int32), row_length),
+        shifts=jnp.zeros((n_edges, 3), jnp.int32),
+        mask=jnp.ones(n_edges, bool),
+        overflow=jnp.zeros((), bool),
+        row_length=row_length,
+    )
+
+
+def _packed(tensors: Features) -> Array:
+    """``[n_edges, n_components, n_tensors]``, irreps in their order."""
+    parts = [tensors[name].swapaxes(0, 1) for name in sorted(tensors)]
+    return jnp.concatenate(parts, axis=1)
+
+
+def _unpacked(values: Array, names: Sequence[str]) -> Features:
+    """What :func:`_packed` packed, ``[n_edges, n_components * n_tensors]``."""
+    names = sorted(names)
+    ends = np.cumsum([2 * degree(name) + 1 for name in names])
+    values = values.reshape(values.shape[0], int(ends[-1]), -1).swapaxes(0, 1)
+    return dict(zip(names, jnp.split(values, ends[:-1]), strict=True))
 
 
 def allegro_parts(config: AllegroConfig) -> AllegroParts:
@@ -211,13 +308,16 @@ def allegro_parts(config: AllegroConfig) -> AllegroParts:
 
     def embed(params: Params, system: System, graph: Graph) -> PairState:
         vectors = jnp.stack(edge_components(system, graph))
+        kinds = species_index(config.species, system)
+        ends = gather_receivers(kinds, graph), kinds[graph.senders]
+        return pairs(params, vectors, ends)
+
+    def pairs(params: Params, vectors: Array, ends: Sequence[Array]) -> PairState:
         params = _cast(params, vectors.dtype)
         distances = jnp.sqrt(jnp.sum(vectors**2, axis=0))
         harmonics = spherical_harmonics(vectors / distances[None], config.l_max)
         envelope = power_envelope(distances, cutoff, config.envelope_power)[:, None]
-        kinds = species_index(config.species, system)
-        one_hot = jax.nn.one_hot(kinds, n_species, dtype=vectors.dtype)
-        ends = [gather_receivers(one_hot, graph), gather_senders(one_hot, graph)]
+        ends = [jax.nn.one_hot(kinds, n_species, dtype=vectors.dtype) for kinds in ends]
         inputs = jnp.concatenate([*ends, bessel_basis(distances, cutoff, config.n_radial)], axis=1)
         scalars = envelope * perceptron(params["two_body"], inputs)
         weights = linear(params["tensors"], scalars)
@@ -227,10 +327,10 @@ def allegro_parts(config: AllegroConfig) -> AllegroParts:
         }
         return PairState(scalars, tensors, harmonics, envelope)
 
-    def layer(params: Params, k: int, state: PairState, system: System, graph: Graph) -> PairState:
+    def layer(params: Params, k: int, state: PairState, graph: Graph, n_atoms: int) -> PairState:
         step, params = steps[k], _cast(params["layers"][k], state.scalars.dtype)
         weights = linear(params["environment"], state.scalars) * config.mean_neighbors**-0.5
-        ones = {_SCALAR: jnp.ones((1, system.n_atoms, C), weights.dtype)}
+        ones = {_SCALAR: jnp.ones((1, n_atoms, C), weights.dtype)}
         around = convolve(ones, weights, state.harmonics, environment, graph)
         at_center = {
             name: gather_receivers(x.swapaxes(0, 1), graph).swapaxes(0, 1)
@@ -249,7 +349,7 @@ def allegro_parts(config: AllegroConfig) -> AllegroParts:
         weights = _cast(params["readout"], state.scalars.dtype)
         return perceptron(weights, state.scalars)[:, 0] * config.mean_neighbors**-0.5
 
-    return AllegroParts(init, embed, layer, readout)
+    return AllegroParts(init, embed, pairs, layer, readout)
 
 
 def build(config: Mapping[str, Any]) -> Potential:
