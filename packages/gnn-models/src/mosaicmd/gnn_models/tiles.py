@@ -24,7 +24,7 @@ Array = jax.Array
 Function = Callable[[Any, Any, Any], Any]
 """``(shared, varied, fixed)`` of one tile; only ``shared`` and ``varied`` have derivatives."""
 
-_EDGES_PER_CORE = 1024
+_EDGES_PER_CORE = 256
 _EDGES_ELSEWHERE = 2**19
 """Edges in a tile: few enough for the cache of a core, and enough to keep a GPU busy."""
 
@@ -49,8 +49,12 @@ class Tiles(NamedTuple):
 
 
 def tiles_of(graph: Graph, n_atoms: int) -> Tiles | None:
-    """Tiles for a graph in rows; ``None`` for other graphs, and where one tile holds it all."""
-    if graph.row_length is None:
+    """Tiles for a graph in rows; ``None`` for other graphs, and where one tile holds it all.
+
+    Also for one that does not know its reverse edges, which is what is asked of graphs for
+    derivatives in forward mode: tiles have none of first order.
+    """
+    if graph.row_length is None or graph.reverse is None:
         return None
     on_cpu = jax.default_backend() == "cpu"
     n_edges = _EDGES_PER_CORE * _n_cores() if on_cpu else _EDGES_ELSEWHERE
