@@ -20,7 +20,9 @@ from mosaicmd.gnn_models.equivariant import (
     convolve,
     degree,
     natural,
+    packed,
     spherical_harmonics,
+    unpacked,
 )
 from mosaicmd.gnn_models.layered import Between, Layered
 from mosaicmd.gnn_models.pairs import check_species, species_index
@@ -32,7 +34,13 @@ from mosaicmd.gnn_models.radial import (
     perceptron,
     power_envelope,
 )
-from mosaicmd.gnn_models.tiles import Tiles, energies_of_tiles, map_tiles, tiles_of
+from mosaicmd.gnn_models.tiles import (
+    Tiles,
+    energies_of_tiles,
+    map_tiles,
+    rows_of_tile,
+    tiles_of,
+)
 from mosaicmd.kernel.config import Config, Length, load_config
 from mosaicmd.kernel.graphs import (
     FAR,
@@ -223,11 +231,11 @@ def _by_tiles(
         """Layers of one tile, from what earlier ones left in ``varied``."""
         vectors, (around, beside) = flat(varied["vectors"]), fixed
         length = vectors.shape[0] // size
-        own = _rows(size, length)
+        own = rows_of_tile(size, length)
         ends = jnp.repeat(around, length), beside.reshape(-1)
         state = parts.pairs(params, vectors.T, ends)
         if first:
-            tensors = _unpacked(flat(varied["tensors"]), steps[first - 1].outputs)
+            tensors = unpacked(flat(varied["tensors"]), steps[first - 1].outputs)
             state = state._replace(scalars=flat(varied["scalars"]), tensors=tensors)
         if "around" in varied:
             change = gather_receivers(varied["around"], own) + flat(varied["beside"])
@@ -237,7 +245,7 @@ def _by_tiles(
         if last == config.n_layers:
             return sum_edges(parts.readout(params, state), own, size)
         per_atom = functools.partial(jnp.reshape, shape=(size, length, -1))
-        kept = {"scalars": per_atom(state.scalars), "tensors": per_atom(_packed(state.tensors))}
+        kept = {"scalars": per_atom(state.scalars), "tensors": per_atom(packed(state.tensors))}
         return kept, sum_edges(state.scalars, own, size)
 
     vectors = jnp.stack(edge_components(system, graph), axis=1)
@@ -255,33 +263,6 @@ def _by_tiles(
             varied["beside"] = rows(gather_senders(change[:, n_scalars:], graph))
     final = functools.partial(run, first, config.n_layers)
     return tiles.rejoin(energies_of_tiles(final, params, varied, fixed)), carry
-
-
-def _rows(n_atoms: int, row_length: int) -> Graph:
-    """Edges in rows, for sums over neighbors; who the senders are is not known."""
-    n_edges = n_atoms * row_length
-    return Graph(
-        senders=jnp.zeros(n_edges, jnp.int32),
-        receivers=jnp.repeat(jnp.arange(n_atoms, dtype=jnp.int32), row_length),
-        shifts=jnp.zeros((n_edges, 3), jnp.int32),
-        mask=jnp.ones(n_edges, bool),
-        overflow=jnp.zeros((), bool),
-        row_length=row_length,
-    )
-
-
-def _packed(tensors: Features) -> Array:
-    """``[n_edges, n_components, n_tensors]``, irreps in their order."""
-    parts = [tensors[name].swapaxes(0, 1) for name in sorted(tensors)]
-    return jnp.concatenate(parts, axis=1)
-
-
-def _unpacked(values: Array, names: Sequence[str]) -> Features:
-    """What :func:`_packed` packed, ``[n_edges, n_components * n_tensors]``."""
-    names = sorted(names)
-    ends = np.cumsum([2 * degree(name) + 1 for name in names])
-    values = values.reshape(values.shape[0], int(ends[-1]), -1).swapaxes(0, 1)
-    return dict(zip(names, jnp.split(values, ends[:-1]), strict=True))
 
 
 def allegro_parts(config: AllegroConfig) -> AllegroParts:

@@ -211,6 +211,20 @@ def _coupling(l1: int, l2: int, l3: int) -> np.ndarray:
     return coupling.transpose(0, 2, 1).reshape(-1, 2 * l2 + 1)
 
 
+def packed(features: Features) -> Array:
+    """One array ``[n_atoms, n_components, n_channels]``, irreps in the order of their names."""
+    parts = [features[name].swapaxes(0, 1) for name in sorted(features)]
+    return jnp.concatenate(parts, axis=1)
+
+
+def unpacked(values: Array, names: Sequence[str]) -> Features:
+    """What :func:`packed` packed, ``[n_atoms, n_components * n_channels]``, of these irreps."""
+    names = sorted(names)
+    ends = np.cumsum([2 * degree(name) + 1 for name in names])
+    values = values.reshape(values.shape[0], int(ends[-1]), -1).swapaxes(0, 1)
+    return dict(zip(names, jnp.split(values, ends[:-1]), strict=True))
+
+
 def mix_by_species(weights: Array, x: Array, kinds: Array) -> Array:
     """A linear map of the channels for each species, divided by the root of their number.
 

@@ -62,6 +62,19 @@ def tiles_of(graph: Graph, n_atoms: int) -> Tiles | None:
     return None if n_tiles < 2 else Tiles(n_atoms, n_tiles, -(-n_atoms // n_tiles))
 
 
+def rows_of_tile(size: int, row_length: int) -> Graph:
+    """Edges of a tile, for sums over neighbors; who the senders are is not known."""
+    n_edges = size * row_length
+    return Graph(
+        senders=jnp.zeros(n_edges, jnp.int32),
+        receivers=jnp.repeat(jnp.arange(size, dtype=jnp.int32), row_length),
+        shifts=jnp.zeros((n_edges, 3), jnp.int32),
+        mask=jnp.ones(n_edges, bool),
+        overflow=jnp.zeros((), bool),
+        row_length=row_length,
+    )
+
+
 def _n_cores() -> int:
     """That this process may use."""
     if hasattr(os, "sched_getaffinity"):
