@@ -177,7 +177,7 @@ def allegro_layers(config: AllegroConfig) -> Layered:
     ) -> tuple[Array, Any]:
         tiles = tiles_of(graph, system.n_atoms)
         if tiles is not None:
-            values, carry = _by_tiles(config, tiles, params, system, graph, between, carry)
+            values, carry = _by_tiles(config, parts, tiles, params, system, graph, between, carry)
             return jnp.where(system.mask, values, 0.0), carry
         state = parts.embed(params, system, graph)
         for k in range(config.n_layers):
@@ -206,6 +206,7 @@ def allegro_layers(config: AllegroConfig) -> Layered:
 
 def _by_tiles(
     config: AllegroConfig,
+    parts: AllegroParts,
     tiles: Tiles,
     params: Params,
     system: System,
@@ -218,8 +219,7 @@ def _by_tiles(
     Without anything in between, all layers of a tile follow each other. Otherwise what is known of
     pairs is kept where one is, and what was computed for it is computed again for derivatives.
     """
-    parts, n_scalars, size = allegro_parts(config), config.n_scalars, tiles.size
-    steps = _steps(config)
+    n_scalars, size, steps = config.n_scalars, tiles.size, _steps(config)
 
     def rows(values: Array, fill: float = 0.0) -> Array:
         return tiles.divide(values.reshape(tiles.n_atoms, -1, *values.shape[1:]), fill)
