@@ -105,9 +105,9 @@ def test_steps_are_exact_where_few_parameters_are_seen_by_frames_and_all_by_a_pe
     axes = np.linalg.qr(rng.normal(size=(n, n)))[0]
     curvature = jacobian.T @ jacobian + (axes * np.logspace(6, -2, n)) @ axes.T
     metric, slope = spread.T @ spread, jacobian.T @ rng.normal(scale=10.0, size=24)
-    step = _trust_region_step(slope, curvature, metric, 8.0, 1e-2, 1e-10)
-    np.testing.assert_allclose(step @ metric @ step, 8.0, rtol=1e-6)
     size = np.sqrt(np.diag(curvature + metric))
+    step = _trust_region_step(slope, curvature, metric, size, 8.0, 1e-2, 1e-10)
+    np.testing.assert_allclose(step @ metric @ step, 8.0, rtol=1e-6)
     left = (curvature @ step + slope) / size
     assert np.abs(left[seen:]).max() < 1e-6 * np.abs(slope / size).max()
 
@@ -128,6 +128,28 @@ def test_a_ridge_keeps_two_parameters_that_stand_for_each_other_from_running_apa
     moved, _, _ = gauss_newton(ridge=1e-3).step(problem, start, ())
     np.testing.assert_allclose(moved["a"] * moved["b"], 1.7, atol=0.1)
     np.testing.assert_allclose(moved["b"] - 1.5, 1.5 * (moved["a"] - 1.0), rtol=0.01)
+
+
+def test_more_parameters_than_frames_take_the_step_of_one_and_share_it():
+    """``k = c.x``: ``k`` moves as it would alone, bounded likewise, and ``x`` along ``c``."""
+    problem, params = harmonic_problem(goal=6.0, n_frames=60)
+    factors = jnp.asarray(np.random.default_rng(1).normal(size=200))
+
+    def energy(params, system, graph):
+        return harmonic_energy({"k": params["x"] @ factors}, system, graph)
+
+    old = problem.reweightings[0]
+    reweighting = Reweighting(energy, None, old.targets, StatePoint(KT))
+    start = {"x": params["k"] * factors / (factors @ factors)}
+    samples = problem.samples[0]._replace(params=start)
+    many = problem._replace(reweightings=(reweighting,), samples=(samples,))
+    for bound in (0.3, 1e9):
+        update = gauss_newton(max_divergence=bound)
+        alone, _, _ = update.step(problem, params, ())
+        shared, _, _ = update.step(many, start, ())
+        np.testing.assert_allclose(shared["x"] @ factors, alone["k"], rtol=1e-6)
+        step = shared["x"] - start["x"]
+        np.testing.assert_allclose(step, factors * (step @ factors) / (factors @ factors), atol=1e-8)
 
 
 def test_first_step_of_a_pair_spline_has_the_sign_pattern_of_g_minus_target():

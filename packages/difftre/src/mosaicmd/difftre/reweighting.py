@@ -66,7 +66,12 @@ class Linearised(NamedTuple):
 
     prediction: Prediction
     jacobian: dict[str, Array]  # [*value.shape, n_params]
-    metric: Array  # [n_params, n_params], Fisher information
+    scores: Array  # [n_frames, n_params], beta sqrt(w) (dU/dtheta - <dU/dtheta>)
+
+    @property
+    def metric(self) -> Array:
+        """Fisher information of the ensemble, ``[n_params, n_params]``."""
+        return self.scores.T @ self.scores
 
 
 class Reweighting:
@@ -238,7 +243,7 @@ class Reweighting:
             lambda leaf: leaf.astype(wide), (slopes, samples.fixed | moving)
         )
         centred = slopes - (weights @ slopes)[None]
-        metric = beta**2 * (centred.T * weights[None]) @ centred
+        scores = beta * jnp.sqrt(weights)[:, None] * centred
         averages = self._averages(values, weights)
         by_weight = jax.jacrev(self._averages, argnums=1)(values, weights)
         weight_slopes = -beta * weights[:, None] * centred
@@ -246,7 +251,7 @@ class Reweighting:
         if self.moving:
             direct = self._direct(observe, flat, trajectory, graphs, values, weights)
             jacobian |= {name: jacobian[name] + slope for name, slope in direct.items()}
-        return Linearised(Prediction(averages, weights, n_eff), jacobian, metric)
+        return Linearised(Prediction(averages, weights, n_eff), jacobian, scores)
 
     def _direct(
         self,

@@ -127,7 +127,8 @@ def gauss_newton(
         ridge: the diagonal of what is solved grows by this share of it (Marquardt). Parameters
             that can stand for each other, such as the two factors of a product, have
             combinations that neither target nor frame feels to first order; 1e-3 keeps
-            steps along them short.
+            steps along them short. Of more parameters than residuals and frames, as those of a
+            network, it is the share of the largest eigenvalue.
         keep_fraction: as in :func:`first_order`.
         max_halvings: as in :func:`first_order`.
 
@@ -142,9 +143,11 @@ def gauss_newton(
     def step(problem: Problem, params: Params, state: Any) -> tuple[Params, Any, UpdateInfo]:
         flat, unravel = ravel_pytree(params)
         linearised = problem.linearise(params)
-        loss, slope, curvature, metric = _normal_equations(problem, params, linearised)
-        delta = _trust_region_step(slope, curvature, metric, max_divergence, damping, ridge)
-        change = unravel(jnp.asarray(delta, flat.dtype))
+        loss, equations = _equations(problem, params, linearised)
+        bounds = (max_divergence, damping, ridge)
+        many = flat.size > len(equations.jacobian) + len(equations.scores)
+        solve = _step_among_frames if many else _step_among_params
+        change = unravel(jnp.asarray(solve(equations, *bounds), flat.dtype))
         params, scale, n_eff = _backtrack(problem, params, change, keep_fraction, max_halvings)
         predictions = [one.prediction for one in linearised]
         return params, state, UpdateInfo(loss, predictions, scale, n_eff)
@@ -152,38 +155,77 @@ def gauss_newton(
     return Update(lambda params: (), step)
 
 
-def _normal_equations(
+class _Equations(NamedTuple):
+    """What a step is found from; ``slope`` is ``jacobian.T @ pull``."""
+
+    jacobian: Array  # [n_residuals, n_params], of residuals and penalty
+    pull: Array  # [n_residuals], the residuals, cut where targets clip theirs
+    scores: Array  # [n_frames, n_params], whose square is the metric
+
+
+def _equations(
     problem: Problem, params: Params, linearised: list[Linearised]
-) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-    """Loss, gradient, Gauss–Newton matrix and metric, summed over everything."""
+) -> tuple[float, _Equations]:
+    """Loss and linearised residuals of everything."""
     flat, unravel = ravel_pytree(params)
-    n = flat.size
-    loss, slope = 0.0, np.zeros(n)
-    curvature, metric = np.zeros((n, n)), np.zeros((n, n))
+    loss, rows, pulls = 0.0, [], []
     for reweighting, one in zip(problem.reweightings, linearised, strict=True):
         for target in reweighting.targets:
             name = target.observable.name
             value = one.prediction.values[name]
-            scale = np.asarray(jax.jacobian(target.deviations)(value)).reshape(-1, value.size)
-            jacobian = scale @ np.asarray(one.jacobian[name]).reshape(value.size, n)
+            scale = jax.jacobian(target.deviations)(value).reshape(-1, value.size)
+            rows.append(scale @ one.jacobian[name].reshape(value.size, flat.size))
+            pulls.append(jnp.ravel(target.pull(value)))
             loss += float(target.loss(value))
-            slope += jacobian.T @ np.asarray(target.pull(value))
-            curvature += jacobian.T @ jacobian
-        metric += np.asarray(one.metric)
     if problem.penalty is not None:
         penalty = problem.penalty
-        residual = np.asarray(penalty(params))
-        jacobian = np.asarray(jax.jacobian(lambda x: penalty(unravel(x)))(flat))
+        residual = penalty(params)
+        rows.append(jax.jacobian(lambda x: penalty(unravel(x)))(flat))
+        pulls.append(residual)
         loss += 0.5 * float(residual @ residual)
-        slope += jacobian.T @ residual
-        curvature += jacobian.T @ jacobian
-    return loss, slope, curvature, metric
+    scores = jnp.concatenate([one.scores for one in linearised])
+    return loss, _Equations(jnp.concatenate(rows), jnp.concatenate(pulls), scores)
+
+
+def _step_among_params(equations: _Equations, *bounds: float) -> np.ndarray:
+    """The step, with parameters scaled by curvature and metric together.
+
+    Some have a penalty but no frame that depends on them, others frames alone, and those with
+    neither do not move.
+    """
+    jacobian, pull, scores = (np.asarray(part, float) for part in equations)
+    curvature, metric = jacobian.T @ jacobian, scores.T @ scores
+    size = np.diag(curvature) + np.diag(metric)
+    scale = np.sqrt(np.maximum(size, 1e-12 * max(size.max(), 1e-300)))
+    return _trust_region_step(jacobian.T @ pull, curvature, metric, scale, *bounds)
+
+
+def _step_among_frames(equations: _Equations, *bounds: float) -> np.ndarray:
+    """The same where residuals and frames are fewer than parameters, as for networks.
+
+    Neither residuals nor frames feel a step across all rows ``B`` of Jacobian and scores, so the step
+    is ``B^T y``: it is found in the principal directions of ``B B^T``, and of all steps that do
+    the same it is the shortest. All parameters have one scale, by the largest of these directions.
+    """
+    rows = jnp.concatenate([equations.jacobian, equations.scores])
+    sizes, axes = np.linalg.eigh(np.asarray(rows @ rows.T, float))
+    kept = sizes > 1e-10 * sizes[-1]
+    if not kept.any():
+        return np.zeros(rows.shape[1])
+    root, axes = np.sqrt(sizes[kept]), axes[:, kept]
+    n = len(equations.jacobian)
+    jacobian, scores = axes[:n] * root, axes[n:] * root
+    slope = jacobian.T @ np.asarray(equations.pull, float)
+    curvature, metric = jacobian.T @ jacobian, scores.T @ scores
+    step = _trust_region_step(slope, curvature, metric, np.full(len(root), root[-1]), *bounds)
+    return np.asarray(rows.T @ jnp.asarray(axes @ (step / root), rows.dtype))
 
 
 def _trust_region_step(
     slope: np.ndarray,
     curvature: np.ndarray,
     metric: np.ndarray,
+    scale: np.ndarray,
     max_divergence: float,
     damping: float,
     ridge: float,
@@ -191,11 +233,8 @@ def _trust_region_step(
     """The step of the least damping that stays within the bound on the divergence.
 
     The divergence falls monotonically with the damping, so the damping is bracketed and
-    bisected. Parameters are scaled by curvature and metric together: some have a penalty but
-    no frame that depends on them, others frames alone, and those with neither do not move.
+    bisected; ``ridge`` is relative to ``scale``, squared.
     """
-    size = np.diag(curvature) + np.diag(metric)
-    scale = np.sqrt(np.maximum(size, 1e-12 * max(size.max(), 1e-300)))
     slope, by_scale = slope / scale, np.outer(scale, scale)
     metric, curvature = metric / by_scale, curvature / by_scale
 
