@@ -66,8 +66,8 @@ def run(preset: Preset = "quick", config: Settings = None, out: Out = None) -> N
     """Learn, simulate with the result and report; the same command again resumes."""
     settings, out = prepare(preset, config, out)
     potential, initial, learned = trained(settings, out)
-    before = validate(settings, potential, initial, out / "before", fraction=0.25)
     after = validate(settings, potential, learned, out / "validation")
+    before = validate(settings, potential, initial, out / "before", fraction=0.25)
     metrics = compare(settings, learned, before, after)
     history = read_metrics(out / "training" / "metrics.jsonl")
     write_results(out / "results.json", metrics, settings=settings.model_dump(mode="json"))
@@ -102,9 +102,14 @@ def prepare(preset: str, config: Path | None, out: Path | None) -> tuple[water.W
 def matched(settings: water.WaterConfig, potential: Potential, params: Any, out: Path) -> Any:
     """Parameters that have the forces of the model of another preset, which is learned first."""
     assert settings.matching is not None
-    other = load_config(water.WaterConfig, HERE / "config" / f"{settings.matching.preset}.yaml")
-    teacher, _, learned = trained(other, out / settings.matching.preset)
-    return matching.match(settings, potential, params, (teacher, learned), out / "matching")
+    folder = out / "matching"
+    if not (folder / "model").exists():
+        preset = settings.matching.preset
+        other = load_config(water.WaterConfig, HERE / "config" / f"{preset}.yaml")
+        teacher, _, learned = trained(other, out / preset)
+        found = matching.match(settings, potential, params, (teacher, learned), folder)
+        save_model(folder / "model", potential, found)
+    return load_model(folder / "model")[1]
 
 
 def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: Path) -> Any:

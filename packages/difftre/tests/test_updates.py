@@ -149,7 +149,9 @@ def test_more_parameters_than_frames_take_the_step_of_one_and_share_it():
         shared, _, _ = update.step(many, start, ())
         np.testing.assert_allclose(shared["x"] @ factors, alone["k"], rtol=1e-6)
         step = shared["x"] - start["x"]
-        np.testing.assert_allclose(step, factors * (step @ factors) / (factors @ factors), atol=1e-8)
+        np.testing.assert_allclose(
+            step, factors * (step @ factors) / (factors @ factors), atol=1e-8
+        )
 
 
 def test_first_step_of_a_pair_spline_has_the_sign_pattern_of_g_minus_target():

@@ -271,6 +271,23 @@ def test_pairs_and_moments_give_the_same_energies_forces_and_parameter_gradients
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12 * np.abs(other).max())
 
 
+@pytest.mark.parametrize("most", [10, 12])
+def test_edges_beyond_the_cutoff_are_left_out_of_long_rows(most):
+    """A list of 5 Å in rows, by pairs and by moments, beside the exact graph."""
+    system = random_system(3, n_atoms=8)
+    graph, rows = (host_graph(system, c, reverse=True) for c in (TINY.cutoff, 5.0))
+    rows = in_rows(rows, 8)
+    plain = dimenet(TINY)
+    params = with_biases(plain)
+    potential = dimenet(TINY.model_copy(update={"most_neighbors": most}))
+    assert most < rows.row_length
+    wanted = evaluate(plain.energy, params, system, graph, stress=True)
+    found = evaluate(potential.energy, params, system, rows, stress=True)
+    for name in ("energy", "forces", "stress"):
+        one, other = getattr(found, name), getattr(wanted, name)
+        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11, err_msg=name)
+
+
 def test_rows_that_are_too_short_are_not_silent():
     """One neighbor less than there are."""
     system = random_system(3, n_atoms=8)

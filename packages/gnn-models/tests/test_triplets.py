@@ -12,7 +12,6 @@ from mosaicmd.gnn_models.spherical_bessel import spherical_harmonics
 from mosaicmd.gnn_models.triplets import (
     edge_rows,
     from_rows_reversed,
-    one_row_each,
     opposite_edges,
     pair_polynomials,
     sum_pairs,
@@ -98,33 +97,6 @@ def test_every_edge_stands_in_one_row_of_its_receiver(graph, length):
     assert (np.diff(rows.atoms) >= 0).all()
 
 
-def test_rows_of_one_atom_each_hold_all_edges_or_say_that_they_do_not(graph):
-    """As long as the most neighbors is enough, one less is not; masked edges need no place."""
-    real = np.flatnonzero(graph.mask)
-    most = np.bincount(np.asarray(graph.receivers)[real]).max()
-    rows, fits = one_row_each(graph, N_ATOMS, int(most))
-    assert fits
-    mask = np.asarray(rows.mask)
-    found = np.asarray(rows.edges)[mask]
-    if graph.row_length is None:
-        np.testing.assert_array_equal(found, real)
-        assert not one_row_each(graph, N_ATOMS, int(most) - 1)[1]
-        np.testing.assert_array_equal(rows.placed, graph.mask)
-    owner = np.broadcast_to(np.arange(N_ATOMS)[:, None], mask.shape)
-    np.testing.assert_array_equal(np.asarray(graph.receivers)[found], owner[mask])
-    placed = np.flatnonzero(rows.placed)
-    np.testing.assert_array_equal(np.asarray(rows.edges).reshape(-1)[rows.slots[placed]], placed)
-
-
-def test_masked_edges_in_between_take_no_place():
-    graph = layouts()["shuffled"]
-    masked = dataclasses.replace(graph, mask=graph.mask.at[jnp.array([0, 7, 20])].set(False))
-    rows, fits = one_row_each(masked, N_ATOMS, graph.n_edges)
-    assert fits
-    found = np.asarray(rows.edges)[np.asarray(rows.mask)]
-    np.testing.assert_array_equal(found, np.flatnonzero(masked.mask))
-
-
 def test_atoms_without_neighbors_have_no_rows():
     system = random_system(1, n_atoms=6, pbc=False)
     far = np.asarray(system.positions) + np.array([[0, 0, 0]] * 2 + [[50, 0, 0]] + [[0, 0, 0]] * 3)
@@ -148,15 +120,16 @@ def of_layout(graph, system, length, n_spherical, n_features):
     harmonics = spherical_harmonics(*moved, n_spherical)
     filters_of_rows = [to_rows(f, rows) for f in filters]
     sums = sum_triplets(messages, filters_of_rows, harmonics, rows, N_ATOMS)
-    rows, fits = one_row_each(graph, N_ATOMS, graph.n_edges)
-    polynomials = pair_polynomials(*jnp.moveaxis(to_rows(directions, rows), -1, 0), n_spherical)
-    pairs = sum_pairs(messages, [to_rows(f, rows) for f in filters], polynomials, rows)
-    return (sums, jnp.where(fits, pairs, jnp.nan)), messages, filters, directions
+    if graph.row_length is None:
+        return (sums,), messages, filters, directions
+    polynomials = pair_polynomials(*moved, n_spherical)
+    pairs = sum_pairs(messages, filters_of_rows, polynomials, rows)
+    return (sums, pairs), messages, filters, directions
 
 
 @pytest.mark.parametrize("length", [3, 16])
 def test_sums_are_those_of_loops_over_triplets(graph, length):
-    """By moments and by pairs; images of ``i`` count, only the very edge back is left out."""
+    """By moments and, of rows, by pairs; images of ``i`` count, only the edge back is left out."""
     found, *inputs = jax.jit(of_layout, static_argnums=(2, 3, 4))(graph, small_cell(), length, 4, 3)
     messages, filters, directions = jax.tree.map(np.asarray, inputs)
     receivers, senders, shifts = (

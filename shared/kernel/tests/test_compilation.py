@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mosaicmd.kernel.compilation import compile_without_search
+from mosaicmd.kernel.compilation import compile_without_search, options_for_forces
 
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -46,6 +46,13 @@ def test_forces_have_their_products_from_a_library(plugin_for_cuda, monkeypatch)
     compile_without_search(training=False)
     options = ["--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false"]
     assert os.environ["XLA_FLAGS"].split() == options
+
+
+def test_programs_of_dynamics_have_them_on_gpus_alone(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    assert options_for_forces() is None
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert options_for_forces() == {"xla_gpu_enable_triton_gemm": False}
 
 
 def test_nothing_changes_without_cuda(monkeypatch):

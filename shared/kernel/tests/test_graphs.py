@@ -14,6 +14,7 @@ from mosaicmd.kernel.graphs import (
     gather_senders,
     host_graph,
     pad_graph,
+    rows_within,
     sum_edges,
 )
 from mosaicmd.kernel.neighbors import NeighborList, neighbor_list
@@ -207,3 +208,41 @@ def test_derivatives_with_padding_are_finite():
     gradient = jax.grad(lengths)(system.positions)
     np.testing.assert_allclose(gradient[:2], [[-2.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
     np.testing.assert_array_equal(gradient[2:], 0.0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "reverse", "padded reverse", "rows"])
+def test_rows_within_a_cutoff_are_the_graph_of_that_cutoff(kind):
+    """Edges, energies and forces of 4.2 Å from lists of 5.5 Å, in rows as long as the longest."""
+    system = from_ase(rattled_titanium())
+    graph = with_all_kinds_of_graphs(system, 5.5)[kind]
+    near = host_graph(system, 4.2)
+    most = int(np.bincount(np.asarray(near.receivers)).max())
+    rows, fits = jax.jit(rows_within, static_argnums=(2, 3))(system, graph, 4.2, most)
+    assert fits
+    assert rows.row_length == most
+    mask = np.asarray(rows.mask)
+    assert edges_of(rows, mask) == edges_of(near, np.ones(near.n_edges, bool))
+    assert (np.asarray(rows.receivers) == np.repeat(np.arange(system.n_atoms), most)).all()
+    assert (rows.reverse is None) == (graph.reverse is None)
+    if rows.reverse is not None:
+        back = np.asarray(rows.reverse)
+        np.testing.assert_array_equal(back[back], np.arange(rows.n_edges))
+        np.testing.assert_array_equal(rows.senders[back], rows.receivers)
+        np.testing.assert_array_equal(rows.shifts[back], -rows.shifts)
+
+    def energy(positions, graph):
+        return pair_energy(system._replace(positions=positions), graph, 4.2)
+
+    for found, wanted in zip(
+        jax.value_and_grad(energy)(system.positions, rows),
+        jax.value_and_grad(energy)(system.positions, near),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)
+    assert not rows_within(system, graph, 4.2, most - 1)[1]
+
+
+def edges_of(graph, mask):
+    """Edges as tuples of ends and shift."""
+    parts = (np.asarray(a)[mask] for a in (graph.receivers, graph.senders, graph.shifts))
+    return sorted((i, j, *shift) for i, j, shift in zip(*(p.tolist() for p in parts), strict=True))

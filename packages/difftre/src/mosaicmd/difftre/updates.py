@@ -203,9 +203,9 @@ def _step_among_params(equations: _Equations, *bounds: float) -> np.ndarray:
 def _step_among_frames(equations: _Equations, *bounds: float) -> np.ndarray:
     """The same where residuals and frames are fewer than parameters, as for networks.
 
-    Neither residuals nor frames feel a step across all rows ``B`` of Jacobian and scores, so the step
-    is ``B^T y``: it is found in the principal directions of ``B B^T``, and of all steps that do
-    the same it is the shortest. All parameters have one scale, by the largest of these directions.
+    Neither residuals nor frames feel a step across all rows ``B`` of Jacobian and scores, so the
+    step is ``B^T y``: it is found in the principal directions of ``B B^T``, and of all steps that
+    do the same it is the shortest. All parameters have one scale, by the largest of these.
     """
     rows = jnp.concatenate([equations.jacobian, equations.scores])
     sizes, axes = np.linalg.eigh(np.asarray(rows @ rows.T, float))

@@ -33,6 +33,7 @@ from mosaicmd.gnn_models.embedded_atom import (
     spline_embedding,
     sutton_chen,
 )
+from mosaicmd.gnn_models.fixed import fixed
 from mosaicmd.gnn_models.layered import Layered, layered
 from mosaicmd.gnn_models.lennard_jones import LennardJonesConfig, lennard_jones, tail_correction
 from mosaicmd.gnn_models.listed_repulsion import ListedRepulsionConfig, listed_repulsion
@@ -86,6 +87,7 @@ __all__ = [
     "allegro_parts",
     "dihedral_prior",
     "dimenet",
+    "fixed",
     "harmonic_angle",
     "harmonic_bond",
     "harmonic_improper",

@@ -21,14 +21,13 @@ from mosaicmd.gnn_models.spherical_bessel import (
 from mosaicmd.gnn_models.triplets import (
     EdgeRows,
     edge_rows,
-    one_row_each,
     pair_polynomials,
     sum_pairs,
     sum_triplets,
     to_rows,
 )
 from mosaicmd.kernel.config import Config, Length, load_config
-from mosaicmd.kernel.graphs import Graph, edge_components, sum_edges
+from mosaicmd.kernel.graphs import Graph, edge_components, rows_within, sum_edges
 from mosaicmd.kernel.potentials import Params, Potential
 from mosaicmd.kernel.systems import System
 
@@ -51,10 +50,10 @@ class DimeNetConfig(Config):
     ``species_features`` (``n_features`` by default), and atoms ``output_features`` (twice
     ``n_features`` by default) in ``n_output_layers`` layers.
 
-    ``most_neighbors`` is a promise that no atom has more than that many within the list of
-    neighbors. It changes no result, only how it is found: triplets are then summed pair by pair,
-    which is faster for up to about ten neighbors, as in crystals with few bonds. Where it does not
-    hold, energies are NaN.
+    ``most_neighbors`` is a promise that no atom has more than that many within the cutoff. It
+    changes no result, only how it is found: edges beyond the cutoff, which lists for simulations
+    have many of, are then left out, and the triplets of up to ten neighbors, as in crystals with
+    few bonds, are summed pair by pair. Where it does not hold, energies are NaN.
     """
 
     species: tuple[int, ...]
@@ -71,7 +70,7 @@ class DimeNetConfig(Config):
     triplet_features: int | None = Field(default=None, ge=1)
     basis_features: int = Field(default=8, ge=1)
     output_features: int | None = Field(default=None, ge=1)
-    most_neighbors: int | None = Field(default=None, ge=1, le=32)
+    most_neighbors: int | None = Field(default=None, ge=1, le=64)
 
     @model_validator(mode="after")
     def _check(self) -> DimeNetConfig:
@@ -189,6 +188,10 @@ def dimenet(config: DimeNetConfig) -> Potential:
         }
 
     def energy(params: Params, system: System, graph: Graph) -> Array:
+        fits = None
+        most = config.most_neighbors
+        if most is not None and most < (graph.row_length or _FEW_NEIGHBORS + 1):
+            graph, fits = rows_within(system, graph, cutoff, most)
         x, y, z = edge_components(system, graph)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), params)
         distances = jnp.sqrt(x * x + y * y + z * z)
@@ -202,14 +205,12 @@ def dimenet(config: DimeNetConfig) -> Potential:
         polar = jnp.stack([x / distances, y / distances, z / distances, scaled], axis=-1)
         kind = species_index(config.species, system)
         m = _first_messages(params["embedding"], kind, radial, graph)
-        n_atoms, length = system.n_atoms, _pair_row_length(graph, config.most_neighbors)
-        if length is None:
-            rows, fits = edge_rows(graph, n_atoms, _row_length(graph, n_atoms)), None
-        else:
-            rows, fits = one_row_each(graph, n_atoms, length)
+        n_atoms = system.n_atoms
+        rows = edge_rows(graph, n_atoms, _row_length(graph, n_atoms))
+        pairs = graph.row_length is not None and graph.row_length <= _FEW_NEIGHBORS
         *directions, scaled = jnp.moveaxis(to_rows(polar, rows), -1, 0)
         spherical = _spherical_basis(scaled, rows, config)
-        hear = _sums_over_triplets(directions, rows, n_l, n_atoms, pairs=length is not None)
+        hear = _sums_over_triplets(directions, rows, n_l, n_atoms, pairs=pairs)
         values = _output(params["outputs"][0], m, radial, graph, n_atoms)
         for block, output in zip(params["blocks"], params["outputs"][1:], strict=True):
             m = _interaction(block, m, radial, spherical, hear)
@@ -307,13 +308,6 @@ def _row_length(graph: Graph, n_atoms: int) -> int:
     if not isinstance(graph.n_edges, int):
         return 32  # a program that is exported for any number of edges
     return int(np.clip(2 ** round(math.log2(max(graph.n_edges, 1) / max(n_atoms, 1))), 4, 64))
-
-
-def _pair_row_length(graph: Graph, most_neighbors: int | None) -> int | None:
-    """Of rows with all edges of an atom; ``None`` where there are many or nobody knows."""
-    if graph.row_length is None:
-        return most_neighbors
-    return graph.row_length if graph.row_length <= _FEW_NEIGHBORS else None
 
 
 def _dense(key: Array, n_in: int, n_out: int) -> dict[str, Array]:

@@ -7,7 +7,7 @@ each edge then reads the moments: linear in the number of neighbors, in memory t
 nothing of which the number would have to be known beforehand, and so nothing can overflow.
 
 An atom with few neighbors has fewer pairs of them than moments. Where all neighbors of an atom
-stand in one row, :func:`sum_pairs` goes over the pairs of each row.
+stand in one short row, :func:`sum_pairs` goes over the pairs of each row.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class EdgeRows(NamedTuple):
     edges: Array  # [n_rows, length], int32, some edge where masked
     mask: Array  # [n_rows, length], bool
     slots: Array  # [n_edges], int32, where in `edges` an edge stands
-    placed: Array  # [n_edges], bool: stands there at all
     atoms: Array  # [n_rows], int32, ascending
     reverse: Array  # [n_edges], int32
     paired: Array  # [n_edges], bool: has an opposite
@@ -83,7 +82,6 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
             edges=each.reshape(rows),
             mask=jnp.ones(rows, bool),
             slots=each,
-            placed=jnp.ones(n_edges, bool),
             atoms=jnp.arange(n_atoms, dtype=jnp.int32),
             reverse=reverse,
             paired=reverse != each,
@@ -109,7 +107,6 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
         edges=jnp.where(mask, edges, 0),
         mask=mask,
         slots=(row[graph.receivers] * length + rank).astype(jnp.int32),
-        placed=jnp.ones(n_edges, bool),
         atoms=owner,
         reverse=reverse,
         paired=reverse != each,
@@ -118,49 +115,14 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
     )
 
 
-def one_row_each(graph: Graph, n_atoms: int, length: int) -> tuple[EdgeRows, Array]:
-    """Put the edges of a graph into one row for each atom, in order, without masked ones.
-
-    Args:
-        graph: edges sorted by receiver.
-        n_atoms: number of atom slots.
-        length: of a row, if the graph is not in rows already.
-
-    Returns:
-        The rows, and whether all edges found a place: with ``False``, discard what is computed.
-    """
-    if graph.row_length is not None:
-        return edge_rows(graph, n_atoms, graph.row_length), jnp.array(True)
-    n_edges, reverse = graph.n_edges, opposite_edges(graph)
-    each = jnp.arange(n_edges, dtype=jnp.int32)
-    ones = graph.mask.astype(jnp.int32)
-    count = jnp.zeros(n_atoms, jnp.int32).at[graph.receivers].add(ones, indices_are_sorted=True)
-    first = jnp.cumsum(count, dtype=jnp.int32) - count
-    rank = jnp.cumsum(ones, dtype=jnp.int32) - 1 - first[graph.receivers]
-    placed = graph.mask & (rank < length)
-    slots = jnp.where(placed, graph.receivers * length + rank, n_atoms * length)
-    edges = jnp.zeros(n_atoms * length, jnp.int32).at[slots].set(each, mode="drop")
-    rows = EdgeRows(
-        edges=edges.reshape(n_atoms, length),
-        mask=jnp.arange(length, dtype=jnp.int32)[None] < count[:, None],
-        slots=jnp.where(placed, slots, 0),
-        placed=placed,
-        atoms=jnp.arange(n_atoms, dtype=jnp.int32),
-        reverse=reverse,
-        paired=reverse != each,
-        in_order=False,
-        forward_mode=graph.reverse is None,
-    )
-    return rows, jnp.all(count <= length)
-
-
 def to_rows(values: Array, rows: EdgeRows) -> Array:
     """Per-edge ``values``, ``[n_edges, ...] -> [n_rows, length, ...]``, zero where masked."""
     shape = rows.edges.shape
     if rows.in_order:
         return values.reshape(*shape, *values.shape[1:])
     edges, mask = rows.edges.reshape(-1), rows.mask.reshape(-1)
-    moved = _move(values, (edges, mask), (rows.slots, rows.placed), rows.forward_mode)
+    everywhere = jnp.ones(rows.slots.shape, bool)
+    moved = _move(values, (edges, mask), (rows.slots, everywhere), rows.forward_mode)
     return moved.reshape(*shape, *values.shape[1:])
 
 
@@ -200,11 +162,15 @@ def sum_triplets(
     sent = [sent * each.reshape(sent.shape) for each in filters]
     gather, spread = (_plain_in, _plain_out) if rows.forward_mode else (_sum_in, _sum_out)
     parts = [gather(Z, each) for Z, each in zip(harmonics, sent, strict=True)]
+    if not _on_cpu():  # one product, and the moments once
+        harmonics, parts = ([jnp.concatenate(each, axis=1)] for each in (harmonics, parts))
     if rows.atoms.shape[0] != n_atoms:  # sizes may be symbolic
         moments = jnp.concatenate(parts, axis=1)
         moments = jax.ops.segment_sum(moments, rows.atoms, n_atoms, indices_are_sorted=True)
         moments = moments.at[rows.atoms].get(indices_are_sorted=True, mode="promise_in_bounds")
-        parts = jnp.split(moments, [(l + 1) ** 2 for l in range(len(parts) - 1)], axis=1)
+        parts = [moments]
+        if len(harmonics) > 1:
+            parts = jnp.split(moments, [(l + 1) ** 2 for l in range(len(harmonics) - 1)], axis=1)
     read = [spread(Z, part) for Z, part in zip(harmonics, parts, strict=True)]
     total = sum(read[1:], start=read[0]) - sum(sent[1:], start=sent[0])
     return from_rows_reversed(total, rows)
@@ -238,7 +204,7 @@ def sum_pairs(messages: Array, filters: list[Array], polynomials: Array, rows: E
         filters: ``f_l``, for each ``l`` ``[n_rows, length, n_features]``, zero where masked;
             the first two may be one.
         polynomials: of the directions, from :func:`pair_polynomials`.
-        rows: of the graph, from :func:`one_row_each`.
+        rows: of a graph in rows.
 
     Returns:
         Shape ``[n_edges, n_features]``.
@@ -285,19 +251,29 @@ def _kept(values: Array, index: Array) -> Array:
     return jax.lax.cond(never, jnp.zeros_like, lambda kept: kept, values)
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
 def _plain_in(Z: Array, sent: Array) -> Array:
     """``[r, m, k], [r, k, c] -> [r, m, c]``; on CPUs much faster than as small matrix products."""
+    if not _on_cpu():
+        return jnp.einsum("rmk,rkc->rmc", Z, sent)
     return jnp.sum(Z[:, :, :, None] * sent[:, None], axis=2)
 
 
 def _plain_pairs(P: Array, sent: Array) -> Array:
     """:func:`_plain_in` term by term, which on CPUs is one pass: long sums become several."""
+    if not _on_cpu():
+        return jnp.einsum("rkm,rmc->rkc", P, sent)
     terms = (P[:, :, m, None] * sent[:, None, m] for m in range(P.shape[2]))
     return functools.reduce(jnp.add, terms)
 
 
 def _plain_out(Z: Array, moments: Array) -> Array:
     """``[r, m, k], [r, m, c] -> [r, k, c]``."""
+    if not _on_cpu():
+        return jnp.einsum("rmk,rmc->rkc", Z, moments)
     return jnp.sum(Z[:, :, :, None] * moments[:, :, None], axis=1)
 
 

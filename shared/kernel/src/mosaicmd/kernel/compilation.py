@@ -6,6 +6,8 @@ import importlib.util
 import os
 import pkgutil
 
+import jax
+
 _SEARCH, _TRITON = "xla_gpu_autotune_level", "xla_gpu_enable_triton_gemm"
 
 
@@ -33,6 +35,14 @@ def compile_without_search(*, training: bool = True) -> None:
         if not any(flag.startswith(f"--{option}=") for flag in flags):
             flags.append(f"--{option}={value}")
     os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def options_for_forces() -> dict[str, bool] | None:
+    """``compiler_options`` of :func:`jax.jit` for programs that need forces alone, as dynamics do.
+
+    On a GPU their products then come from cuBLAS, whatever the rest of the process does.
+    """
+    return {_TRITON: False} if jax.default_backend() == "gpu" else None
 
 
 def _cuda_is_installed() -> bool:

@@ -172,6 +172,60 @@ def pad_graph(graph: Graph, n_edges: int | None = None, *, n_atoms: int) -> Grap
     )
 
 
+def rows_within(
+    system: System, graph: Graph, cutoff: float, row_length: int
+) -> tuple[Graph, Array]:
+    """The edges of a graph that are shorter than ``cutoff``, in rows without gaps.
+
+    Lists for dynamics hold a skin, and rows as long as the longest: networks whose cost is that of
+    their edges gain by what is left out.
+
+    Args:
+        system: that the graph belongs to.
+        graph: edges sorted by receiver, in rows or not.
+        cutoff: Å.
+        row_length: of the new rows.
+
+    Returns:
+        The graph, with ``reverse`` if ``graph`` has it, and whether all edges found a place: with
+        ``False``, discard what is computed.
+    """
+    x, y, z = edge_components(jax.lax.stop_gradient(system), graph)
+    near = graph.mask & (x * x + y * y + z * z < cutoff**2)
+    n_atoms = system.n_atoms
+    if graph.row_length is not None:
+        table = near.reshape(n_atoms, graph.row_length).astype(jnp.int32)
+        count = jnp.sum(table, axis=1)
+        rank = (jnp.cumsum(table, axis=1) - 1).reshape(-1)
+    else:
+        ones = near.astype(jnp.int32)
+        count = jnp.zeros(n_atoms, jnp.int32).at[graph.receivers].add(ones, indices_are_sorted=True)
+        first = jnp.cumsum(count, dtype=jnp.int32) - count
+        rank = jnp.cumsum(ones, dtype=jnp.int32) - 1 - first[graph.receivers]
+    n_slots = n_atoms * row_length
+    placed = near & (rank < row_length)
+    slots = jnp.where(placed, graph.receivers * row_length + rank, n_slots)
+    every = jnp.arange(n_slots, dtype=jnp.int32)
+    edges = jnp.arange(graph.n_edges, dtype=jnp.int32)
+    edges = jnp.zeros(n_slots, jnp.int32).at[slots].set(edges, mode="drop", unique_indices=True)
+    owner = every // row_length
+    mask = every % row_length < count[owner]
+    reverse = graph.reverse
+    if reverse is not None:
+        there = reverse[edges]
+        reverse = jnp.where(mask & placed[there], slots[there], every).astype(jnp.int32)
+    rows = Graph(
+        senders=jnp.where(mask, graph.senders[edges], owner),
+        receivers=owner,
+        shifts=jnp.where(mask[:, None], graph.shifts[edges], 0),
+        mask=mask,
+        overflow=graph.overflow,
+        reverse=reverse,
+        row_length=row_length,
+    )
+    return rows, jnp.all(count <= row_length)
+
+
 def _sum_rows(values: Array, receivers: Array, row_length: int | None, n_atoms: int) -> Array:
     if row_length is not None:
         return values.reshape(n_atoms, row_length, *values.shape[1:]).sum(axis=1)
