@@ -107,6 +107,7 @@ class TrainingConfig(RunConfig):
     clip_bar: Pressure | None = Field(default=10_000.0, gt=0.0)
     max_divergence: float = Field(default=8.0, gt=0.0)  # of Gauss-Newton steps
     ridge: float = Field(default=1.0e-10, gt=0.0)  # of them too
+    descend: bool = False  # as well
     smoothing: float = Field(default=0.0, ge=0.0)  # of the spline
     average_last: int = Field(default=1, gt=0)
 
@@ -236,7 +237,10 @@ def update_rule(run: TrainingConfig) -> Update:
     """How parameters follow from reweighted averages."""
     if run.optimizer == "gauss_newton":
         return gauss_newton(
-            max_divergence=run.max_divergence, ridge=run.ridge, keep_fraction=run.keep_fraction
+            max_divergence=run.max_divergence,
+            ridge=run.ridge,
+            keep_fraction=run.keep_fraction,
+            descend=run.descend,
         )
     rate = optax.exponential_decay(run.learning_rate, run.n_updates, run.decay)
     adam = optax.adam(rate, b1=run.beta1, b2=run.beta2)

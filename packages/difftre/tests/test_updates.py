@@ -68,6 +68,18 @@ def test_steps_are_halved_until_enough_frames_count(update, keep):
     assert problem.n_eff(twice)[0] < keep * 2000
 
 
+def test_steps_that_overshoot_are_halved_until_the_loss_falls():
+    """``<x²>`` goes as ``1 / k``: to twice of it, Newton's step leads to a sixth of ``k``."""
+    problem, params = harmonic_problem(goal=0.8)
+    before = problem.loss(params)
+    far, _, _ = gauss_newton(max_divergence=1e9).step(problem, params, ())
+    assert problem.loss(far) > before
+    moved, _, info = gauss_newton(max_divergence=1e9, descend=True).step(problem, params, ())
+    assert info.step_scale < 1.0
+    assert 0.0 < moved["k"] < params["k"]
+    assert problem.loss(moved) <= before == info.loss
+
+
 def test_penalty_pulls_both_updates():
     """With a stiff penalty the parameters end where it vanishes."""
     problem, params = harmonic_problem(penalty=lambda p: 1e5 * jnp.atleast_1d(p["k"] - 1.55))

@@ -271,6 +271,17 @@ def test_pairs_and_moments_give_the_same_energies_forces_and_parameter_gradients
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12 * np.abs(other).max())
 
 
+def test_energies_may_start_from_nothing():
+    """And are learned from there: their derivative in the last weights is not zero."""
+    system = random_system(3, n_atoms=8)
+    graph = host_graph(system, TINY.cutoff)
+    potential = dimenet(TINY.model_copy(update={"zero_energy": True}))
+    params = potential.init(jax.random.key(0))
+    slope = jax.grad(functools.partial(total_energy, potential.energy))(params, system, graph)
+    assert not np.any(potential.energy(params, system, graph))
+    assert all(np.any(output["energy"]) for output in slope["outputs"])
+
+
 @pytest.mark.parametrize("most", [10, 12])
 def test_edges_beyond_the_cutoff_are_left_out_of_long_rows(most):
     """A list of 5 Å in rows, by pairs and by moments, beside the exact graph."""

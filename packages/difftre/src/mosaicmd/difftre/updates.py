@@ -51,6 +51,16 @@ class Problem(NamedTuple):
             gradient = jax.tree.map(jnp.add, gradient, slope)
         return loss, gradient, predictions
 
+    def loss(self, params: Params) -> float:
+        """Loss summed over state points and penalty, reweighted to ``params``."""
+        total = 0.0
+        for reweighting, samples, graphs in self._each():
+            values = reweighting.predict(params, samples, graphs).values
+            total += sum(float(t.loss(values[t.observable.name])) for t in reweighting.targets)
+        if self.penalty is not None:
+            total += float(_half_square(self.penalty)(params))
+        return total
+
     def linearise(self, params: Params) -> list[Linearised]:
         """Predictions with Jacobian and metric, one per state point."""
         return [r.linearise(params, s, g) for r, s, g in self._each()]
@@ -109,6 +119,7 @@ def gauss_newton(
     damping: float = 1.0e-2,
     ridge: float = 1.0e-10,
     keep_fraction: float = 0.0,
+    descend: bool = False,
     max_halvings: int = 10,
 ) -> Update:
     r"""Levenberg–Marquardt step in the Fisher metric of the ensemble.
@@ -130,6 +141,8 @@ def gauss_newton(
             steps along them short. Of more parameters than residuals and frames, as those of a
             network, it is the share of the largest eigenvalue.
         keep_fraction: as in :func:`first_order`.
+        descend: the step is also halved until the loss, reweighted to where it leads, is not
+            above that before: networks bend within steps that frames allow.
         max_halvings: as in :func:`first_order`.
 
     References:
@@ -148,7 +161,10 @@ def gauss_newton(
         many = flat.size > len(equations.jacobian) + len(equations.scores)
         solve = _step_among_frames if many else _step_among_params
         change = unravel(jnp.asarray(solve(equations, *bounds), flat.dtype))
-        params, scale, n_eff = _backtrack(problem, params, change, keep_fraction, max_halvings)
+        limit = loss if descend else None
+        params, scale, n_eff = _backtrack(
+            problem, params, change, keep_fraction, max_halvings, limit
+        )
         predictions = [one.prediction for one in linearised]
         return params, state, UpdateInfo(loss, predictions, scale, n_eff)
 
@@ -259,15 +275,21 @@ def _trust_region_step(
 
 
 def _backtrack(
-    problem: Problem, params: Params, change: Params, keep_fraction: float, max_halvings: int
+    problem: Problem,
+    params: Params,
+    change: Params,
+    keep_fraction: float,
+    max_halvings: int,
+    limit: float | None = None,
 ) -> tuple[Params, float, np.ndarray]:
-    """Parameters after the change, halved until enough frames still count."""
+    """Parameters after the change, halved until enough frames count and the loss has its limit."""
     scale = 1.0
     for halving in range(max_halvings + 1):
         moved = jax.tree.map(lambda p, c, s=scale: (p + s * c).astype(p.dtype), params, change)
         n_eff = problem.n_eff(moved)
         counts = np.array([s.energies.shape[0] for s in problem.samples])
-        if np.all(n_eff >= keep_fraction * counts) or halving == max_halvings:
+        enough = bool(np.all(n_eff >= keep_fraction * counts))
+        if halving == max_halvings or (enough and (limit is None or problem.loss(moved) <= limit)):
             break
         scale *= 0.5
     return moved, scale, n_eff

@@ -48,7 +48,8 @@ class DimeNetConfig(Config):
     ``envelope_power``. Messages on their way between edges have ``triplet_features`` numbers
     (half of ``n_features`` by default), the embedded basis ``basis_features``, species
     ``species_features`` (``n_features`` by default), and atoms ``output_features`` (twice
-    ``n_features`` by default) in ``n_output_layers`` layers.
+    ``n_features`` by default) in ``n_output_layers`` layers. With ``zero_energy`` the initial
+    parameters give no energy, for networks that are learned on top of something else.
 
     ``most_neighbors`` is a promise that no atom has more than that many within the cutoff. It
     changes no result, only how it is found: edges beyond the cutoff, which lists for simulations
@@ -71,6 +72,7 @@ class DimeNetConfig(Config):
     basis_features: int = Field(default=8, ge=1)
     output_features: int | None = Field(default=None, ge=1)
     most_neighbors: int | None = Field(default=None, ge=1, le=64)
+    zero_energy: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> DimeNetConfig:
@@ -170,7 +172,7 @@ def dimenet(config: DimeNetConfig) -> Potential:
                 "layers": tuple(
                     _dense(next(keys), n_output, n_output) for _ in range(config.n_output_layers)
                 ),
-                "energy": _weight(next(keys), n_output, 1),
+                "energy": _weight(next(keys), n_output, 1) * (not config.zero_energy),
             }
             for _ in range(config.n_blocks + 1)
         )
