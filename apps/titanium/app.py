@@ -22,8 +22,6 @@ from mosaicmd.kernel.run_folders import settings_and_folder
 HERE = Path(__file__).parent
 MODELS = ("dft", "exp", "fused")
 FISHER = "Fisher & Renken, Phys. Rev. 135, A482 (1964)"
-MEAM_BCC_MEV = 111.0
-MEAM = "the reference potential, Hennig et al., Phys. Rev. B 78, 054121 (2008)"
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -90,7 +88,7 @@ def compare(
     settings: titanium.TitaniumConfig, found: dict[str, validation.Findings]
 ) -> dict[str, Metric]:
     """Figures of merit of all models."""
-    metrics = {}
+    metrics, known = {}, settings.labels.reference
     for name, of in found.items():
         for group, chosen in (("heldout", settings.heldout_kelvin), ("learned", None)):
             kelvin = settings.experiment.temperatures_kelvin if chosen is None else chosen
@@ -117,9 +115,10 @@ def compare(
             value = scale * errors[f"rmse_{label}_{unit}"]
             shown = {"energy": "meV/atom", "forces": "eV/Å", "stress": "GPa"}[label]
             short = "force" if label == "forces" else label
-            metrics[f"{short}_rmse_{name}"] = Metric(value, shown, None, 0.0, MEAM)
+            metrics[f"{short}_rmse_{name}"] = Metric(value, shown, None, 0.0, known.source)
         if of.bcc_mev is not None:
-            metrics[f"bcc_above_hcp_{name}"] = Metric(of.bcc_mev, "meV", None, MEAM_BCC_MEV, MEAM)
+            about = {"reference": known.bcc_mev, "source": known.source}
+            metrics[f"bcc_above_hcp_{name}"] = Metric(of.bcc_mev, "meV", **about)
         for axis, letter in enumerate("ac"):
             value, error = slope(of.expansion, axis)
             reference, _ = slope(measured_cells(of.expansion.kelvin), axis)

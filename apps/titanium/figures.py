@@ -32,7 +32,8 @@ def write_page(
             "Elastic constants and pressure",
             f"Of {2 * int(np.prod(settings.repeats))} atoms in the measured cells, each from an "
             f"independent run with its standard error. Learned from: {learned} K (filled); not "
-            f"learned from: {heldout} K (open). Line: measured.",
+            f"learned from: {heldout} K (open). Line: measured. The cell at "
+            f"{titanium.OFF_TREND_KELVIN:g} K (square) is interpolated.",
             elastic,
         ),
         Section("What must hold", checks(metrics)),
@@ -89,11 +90,16 @@ def elastic_figure(settings: titanium.TitaniumConfig, found: dict[str, validatio
         panel.plot(kelvin, wanted[:, k], color=MEASURED, lw=1.0)
         for model, of in found.items():
             series, color = of.elasticity, COLORS[model]
-            heldout = np.isin(series.kelvin, settings.heldout_kelvin)
-            for which, face in ((~heldout, color), (heldout, "white")):
+            odd = series.kelvin == titanium.OFF_TREND_KELVIN
+            heldout = np.isin(series.kelvin, settings.heldout_kelvin) & ~odd
+            for which, face, mark in (
+                (~heldout & ~odd, color, "o"),
+                (heldout, "white", "o"),
+                (odd, "white", "s"),
+            ):
                 panel.errorbar(
                     series.kelvin[which], series.values[which, k], series.errors[which, k],
-                    fmt="o", ms=5, color=color, mfc=face, capsize=2,
+                    fmt=mark, ms=5, color=color, mfc=face, capsize=2,
                     label=LABELS[model] if face == color else None,
                 )  # fmt: skip
         panel.set(ylabel=f"{name} / GPa")
