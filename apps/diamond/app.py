@@ -18,7 +18,6 @@ from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.model_files import load_model, save_model
 from mosaicmd.kernel.phonons import force_constants, frequencies_thz
 from mosaicmd.kernel.potentials import Potential
-from mosaicmd.kernel.replicas import joined_replicas
 from mosaicmd.kernel.report import Metric, write_results
 from mosaicmd.kernel.run_folders import settings_and_folder
 from mosaicmd.kernel.simulation import Simulation
@@ -68,7 +67,7 @@ def run(preset: Preset = "quick", config: Settings = None, out: Out = None) -> N
     metrics = compare(after, branches)
     write_results(out / "results.json", metrics, settings=settings.model_dump(mode="json"))
     history = read_metrics(out / "training" / "metrics.jsonl")
-    figures.write_page(out, settings, (potential, learned), after, metrics, history, branches)
+    figures.write_page(out, settings, learned, after, metrics, history, branches)
     for name, metric in metrics.items():
         typer.echo(f"{name:24s} {metric.value:12.5g} ± {metric.error or 0.0:.2g} {metric.unit}")
     typer.echo(f"report: {out / 'report.html'}")
@@ -110,22 +109,13 @@ def learn(settings: diamond.DiamondConfig, potential: Potential, out: Path) -> A
         n_equilibration=run.every * run.n_equilibration,
         n_production=run.every * run.n_frames,
         key=jax.random.key(settings.seed),
-        replicas=run.replicas,
-        directory=out / "training" / "sampling",
-        progress=None,
     )
     target = diamond.target(settings, potential)
     algorithm = difftre(
         potential.energy,
         potential.cutoff,
-        [
-            StatePointData(
-                name="ambient", sampler=sampler, targets=[target], direct_every=run.direct_every
-            )
-        ],
-        gauss_newton(
-            max_divergence=run.max_divergence, ridge=run.ridge, keep_fraction=run.keep_fraction
-        ),
+        [StatePointData(name="ambient", sampler=sampler, targets=[target])],
+        gauss_newton(max_divergence=run.max_divergence),
         reuse_fraction=1.0,  # new frames for every update, so that averaged iterates differ
     )
     state = train(
@@ -163,14 +153,10 @@ def validate(
     run, observable = settings.validation, diamond.elasticity(settings, potential)
     dynamics = simulation(settings, run, potential, observe=observable)
     start = diamond.crystal(settings)
-    key = jax.random.key(settings.seed + 1)
-    state = dynamics.start(key, params, start, replicas=run.replicas)
+    state = dynamics.start(jax.random.key(settings.seed + 1), params, start)
     total = run.every * (run.n_equilibration + run.n_frames)
     _, trajectory = dynamics.run(params, state, total, directory=directory)
-    trajectory = trajectory.skip(run.n_equilibration)
-    if run.replicas is not None:
-        trajectory = joined_replicas(trajectory)
-    values = trajectory.quantities[observable.name]
+    values = trajectory.skip(run.n_equilibration).quantities[observable.name]
     found, info = observable.estimate(values)
     stress, stress_info = diamond.stresses(settings, observable).estimate(values)
     return Validation(*(np.asarray(x) for x in (found, info.error, stress, stress_info.error)))

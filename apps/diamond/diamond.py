@@ -11,21 +11,16 @@ from pydantic import Field
 
 from mosaicmd.difftre import Target
 from mosaicmd.gnn_models import (
-    DimeNetConfig,
     StillingerWeberPairConfig,
     ThreeBodyConfig,
-    dimenet,
-    fixed,
-    scaled,
     stillinger_weber_pair,
     three_body,
 )
 from mosaicmd.kernel import units
-from mosaicmd.kernel.config import Config, Density, Energy, Pressure, Temperature, Time
+from mosaicmd.kernel.config import Config, Density, Pressure, Temperature, Time
 from mosaicmd.kernel.elastic_tensors import point_group
-from mosaicmd.kernel.graphs import host_graph
 from mosaicmd.kernel.observables import Observable, elastic_constants, elastic_terms
-from mosaicmd.kernel.potentials import Potential, sum_potentials, total_energy
+from mosaicmd.kernel.potentials import Potential, sum_potentials
 from mosaicmd.kernel.systems import System, from_ase
 
 CARBON = 6
@@ -35,25 +30,13 @@ MEASURED_GPA = {"c11": 1079.0, "c12": 124.0, "c44": 578.0}
 _ENTRIES = np.array([0, 0, 3]), np.array([0, 1, 3])  # of C11, C12 and C44 in Voigt's matrix
 
 
-class NetworkConfig(DimeNetConfig):
-    """DimeNet++ whose numbers are energies in ``energy_unit``, eV."""
-
-    energy_unit: Energy = Field(gt=0.0)
-
-
 class ModelConfig(Config):
-    """Two terms of Stillinger and Weber, which are learned, or else a network on top of them."""
-
     pair: StillingerWeberPairConfig
     three_body: ThreeBodyConfig
-    network: NetworkConfig | None = None
 
 
 class RunConfig(Config):
-    """How to simulate; ``friction_per_ps`` is that of the Langevin thermostat.
-
-    With ``replicas``, each of them has so many frames.
-    """
+    """How to simulate; ``friction_per_ps`` is that of the Langevin thermostat."""
 
     timestep_fs: Time = Field(gt=0.0)
     every: int = Field(gt=0)  # steps between frames
@@ -61,22 +44,15 @@ class RunConfig(Config):
     n_frames: int = Field(gt=0)
     friction_per_ps: float = Field(default=20.0, gt=0.0)
     skin: float = Field(default=0.3, ge=0.0)
-    replicas: int | None = Field(default=None, ge=1)
 
 
 class TrainingConfig(RunConfig):
-    """Deviations that count as one, and how the Gauss–Newton steps are bounded and averaged.
-
-    ``direct_every``, ``ridge`` and ``keep_fraction`` are those of `mosaicmd.difftre`.
-    """
+    """Deviations that count as one, and how the Gauss–Newton steps are bounded and averaged."""
 
     n_updates: int = Field(gt=0)
     tolerance_gpa: float = Field(gt=0.0)  # of elastic constants
     tolerance_pressure: Pressure = Field(gt=0.0)  # eV/Å³
     max_divergence: float = Field(gt=0.0)
-    ridge: float = Field(default=1.0e-10, gt=0.0)
-    keep_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    direct_every: int = Field(default=1, ge=1)
     average_last: int = Field(gt=0)
 
 
@@ -107,11 +83,7 @@ def crystal(config: DiamondConfig) -> System:
 
 
 def build_potential(config: ModelConfig) -> Potential:
-    classical = stillinger_weber_pair(config.pair), three_body(config.three_body)
-    if config.network is None:
-        return sum_potentials(*classical)
-    network = dimenet(DimeNetConfig(**config.network.model_dump(exclude={"energy_unit"})))
-    return sum_potentials(*map(fixed, classical), scaled(network, config.network.energy_unit))
+    return sum_potentials(stillinger_weber_pair(config.pair), three_body(config.three_body))
 
 
 def elasticity(config: DiamondConfig, potential: Potential) -> Observable:
@@ -153,14 +125,16 @@ def target(config: DiamondConfig, potential: Potential) -> Target:
     )
 
 
-def energies_by_bond(potential: Potential, params: Any, bonds: np.ndarray) -> np.ndarray:
-    """Energy per atom of ideal crystals with these bond lengths (Å), eV, from the lowest."""
+def pair_energies(config: ModelConfig, params: Any, distances: np.ndarray) -> np.ndarray:
+    """Energy of two atoms, eV, at ``distances`` (Å)."""
+    from mosaicmd.kernel.graphs import host_graph
+    from mosaicmd.kernel.potentials import total_energy
+    from mosaicmd.kernel.systems import make_system
 
-    def one(bond: float) -> float:
-        atoms = ase.build.bulk("C", "diamond", a=bond * 4.0 / np.sqrt(3.0))
-        system = from_ase(atoms)
-        graph = host_graph(system, potential.cutoff)
-        return float(total_energy(potential.energy, params, system, graph)) / len(atoms)
+    pair = stillinger_weber_pair(config.pair)
 
-    energies = np.array([one(bond) for bond in bonds])
-    return energies - energies.min()
+    def one(distance: float) -> float:
+        two = make_system(np.array([[0.0, 0.0, 0.0], [distance, 0.0, 0.0]]), CARBON)
+        return float(total_energy(pair.energy, params[0], two, host_graph(two, pair.cutoff)))
+
+    return np.array([one(distance) for distance in distances])
