@@ -52,7 +52,10 @@ def test_programs_of_dynamics_have_them_on_gpus_alone(monkeypatch):
     monkeypatch.setattr("jax.default_backend", lambda: "cpu")
     assert options_for_forces() is None
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
     assert options_for_forces() == {"xla_gpu_enable_triton_gemm": False}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
+    assert options_for_forces() is None
 
 
 def test_nothing_changes_without_cuda(monkeypatch):

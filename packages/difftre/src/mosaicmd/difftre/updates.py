@@ -224,8 +224,9 @@ def _step_among_frames(equations: _Equations, *bounds: float) -> np.ndarray:
     do the same it is the shortest. All parameters have one scale, by the largest of these.
     """
     rows = jnp.concatenate([equations.jacobian, equations.scores])
-    sizes, axes = np.linalg.eigh(np.asarray(rows @ rows.T, float))
-    kept = sizes > 1e-10 * sizes[-1]
+    square = jnp.matmul(rows, rows.T, precision="highest")
+    sizes, axes = np.linalg.eigh(np.asarray(square, float))
+    kept = sizes > len(sizes) * jnp.finfo(rows.dtype).eps * sizes[-1]
     if not kept.any():
         return np.zeros(rows.shape[1])
     root, axes = np.sqrt(sizes[kept]), axes[:, kept]

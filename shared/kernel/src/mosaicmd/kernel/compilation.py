@@ -40,9 +40,10 @@ def compile_without_search(*, training: bool = True) -> None:
 def options_for_forces() -> dict[str, bool] | None:
     """``compiler_options`` of :func:`jax.jit` for programs that need forces alone, as dynamics do.
 
-    On a GPU their products then come from cuBLAS, whatever the rest of the process does.
+    On a GPU their products then come from cuBLAS, unless ``XLA_FLAGS`` say where from.
     """
-    return {_TRITON: False} if jax.default_backend() == "gpu" else None
+    given = f"--{_TRITON}=" in os.environ.get("XLA_FLAGS", "")
+    return {_TRITON: False} if jax.default_backend() == "gpu" and not given else None
 
 
 def _cuda_is_installed() -> bool:

@@ -207,7 +207,7 @@ def rows_within(
     slots = jnp.where(placed, graph.receivers * row_length + rank, n_slots)
     every = jnp.arange(n_slots, dtype=jnp.int32)
     edges = jnp.arange(graph.n_edges, dtype=jnp.int32)
-    edges = jnp.zeros(n_slots, jnp.int32).at[slots].set(edges, mode="drop", unique_indices=True)
+    edges = jnp.zeros(n_slots, jnp.int32).at[slots].set(edges, mode="drop")
     owner = every // row_length
     mask = every % row_length < count[owner]
     reverse = graph.reverse
