@@ -60,6 +60,9 @@ def test_structures_of_density_functional_theory_follow_from_their_numbers(gener
 def test_labels_of_density_functional_theory_belong_together():
     data = read_systems(PBE)
     for _, labels in data:
+        assert labels.energy is not None
+        assert labels.forces is not None
+        assert labels.stress is not None
         assert np.isfinite(labels.energy)
         assert float(np.abs(labels.forces.sum(axis=0)).max()) < 0.02
         np.testing.assert_allclose(labels.stress, np.transpose(labels.stress), atol=1e-9)
