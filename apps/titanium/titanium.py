@@ -80,6 +80,7 @@ class LabelsConfig(Config):
     energy: float = Field(ge=0.0)
     forces: float = Field(ge=0.0)
     stress: float = Field(ge=0.0)
+    tie: float = Field(default=0.0, ge=0.0)  # of squared changes of parameters, beside these
 
     @property
     def reference(self) -> Reference:
@@ -138,6 +139,7 @@ class FusionConfig(Config):
     label_steps: int = Field(gt=0)  # per round
     label_rate: float = Field(gt=0.0)  # of Adam
     label_weight: float = Field(ge=0.0)  # of the loss of all labels, beside experiment
+    tie: float = Field(default=0.0, ge=0.0)  # to the model of labels alone, as in ``experiment``
 
 
 class ExpansionConfig(RunConfig):
