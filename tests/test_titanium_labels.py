@@ -67,6 +67,20 @@ def test_the_anchor_costs_what_the_quadratic_says(problem):
     np.testing.assert_allclose(0.5 * jnp.sum(residuals**2), wanted, rtol=1e-6)
 
 
+def test_a_tie_costs_the_squares_of_changes(titanium, problem):
+    routine = importlib.import_module("routine")
+    sys.modules.pop("routine")
+    _, terms, batches, start = problem
+    plain = quadratic_loss(terms, LOSS, batches)
+    flat, unravel = ravel_pytree(start)
+    change = np.asarray(jax.random.normal(jax.random.key(3), flat.shape)) * 1e-2
+    there = unravel(flat + change)
+    found, wanted = routine.tied(plain, start, 2.0)(there), plain(there)
+    np.testing.assert_allclose(found.loss, wanted.loss + 2.0 * change @ change)
+    np.testing.assert_allclose(found.slope - wanted.slope, 4.0 * change, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(np.diag(found.curvature - wanted.curvature), 4.0, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_experiment_at_rest_can_be_met_by_the_model(titanium, problem):
     """Six numbers, more parameters: no deviation from those measured at 4 K needs to remain."""
