@@ -94,7 +94,13 @@ def least_squares(
     return Algorithm(init, step)
 
 
-def fit_labels(terms: Sequence[Potential], loss: MatchingLoss, batches: Batches) -> Algorithm:
+def fit_labels(
+    terms: Sequence[Potential],
+    loss: MatchingLoss,
+    batches: Batches,
+    *,
+    penalty: Residuals | None = None,
+) -> Algorithm:
     """Force matching by least squares, each step over all structures.
 
     A step costs about two gradients per parameter. The weights are those of a mean over the
@@ -105,28 +111,50 @@ def fit_labels(terms: Sequence[Potential], loss: MatchingLoss, batches: Batches)
             has the parameters that are learned.
         loss: weights of the labels.
         batches: the structures.
+        penalty: residuals half the square sum of which is added, for example those of
+            :func:`near`, for parameters that hardly any label reaches.
     """
-    total = _total(sum_potentials(*terms).energy, loss)
+    total, about = _total(sum_potentials(*terms).energy, loss), quadratic_loss(terms, loss, batches)
 
     def loss_of(params: Params) -> float:
         return sum(float(total(params, batch)) for batch in batches.epoch()) / batches.n_examples
 
-    return least_squares(quadratic_loss(terms, loss, batches), loss_of)
+    if penalty is None:
+        return least_squares(about, loss_of)
+    beside, half_square = _linearised(penalty)
+
+    def both(params: Params) -> Quadratic:
+        labels, other = about(params), beside(params)
+        return Quadratic(*(one + two for one, two in zip(labels, other, strict=True)))
+
+    return least_squares(both, lambda params: loss_of(params) + half_square(params))
 
 
 def fit_residuals(residuals: Residuals) -> Algorithm:
     """Least squares of a function of the parameters."""
+    return least_squares(*_linearised(residuals))
+
+
+def joined(*residuals: Residuals) -> Residuals:
+    """All of them at once."""
+    return lambda params: jnp.concatenate([of(params) for of in residuals])
+
+
+def _linearised(
+    residuals: Residuals,
+) -> tuple[Callable[[Params], Quadratic], Callable[[Params], float]]:
+    """Half the square sum to second order, and alone."""
     linear = jax.jit(lambda params: (residuals(params), jax.jacfwd(residuals)(params)))
     half_square = jax.jit(lambda params: 0.5 * jnp.sum(residuals(params) ** 2))
 
-    def about(params: Any) -> Quadratic:
+    def about(params: Params) -> Quadratic:
         residual, slopes = linear(params)
         residual = np.asarray(residual, float)
         jacobian = np.asarray(jax.vmap(lambda row: ravel_pytree(row)[0])(slopes), float)
         loss = 0.5 * float(residual @ residual)
         return Quadratic(loss, jacobian.T @ residual, jacobian.T @ jacobian)
 
-    return least_squares(about, lambda params: float(half_square(params)))
+    return about, lambda params: float(half_square(params))
 
 
 def anchor(best: Params, about: Quadratic, weight: float) -> Residuals:
