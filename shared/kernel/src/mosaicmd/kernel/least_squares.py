@@ -125,7 +125,11 @@ def fit_labels(
 
     def both(params: Params) -> Quadratic:
         labels, other = about(params), beside(params)
-        return Quadratic(*(one + two for one, two in zip(labels, other, strict=True)))
+        return Quadratic(
+            labels.loss + other.loss,
+            labels.slope + other.slope,
+            labels.curvature + other.curvature,
+        )
 
     return least_squares(both, lambda params: loss_of(params) + half_square(params))
 
