@@ -152,9 +152,10 @@ def learn(settings: water.WaterConfig, potential: Potential, params: Any, out: P
 
 
 def announce(settings: water.WaterConfig, dynamics: Simulation, params: Any, system: Any) -> None:
-    """Say how long molecular dynamics will take, from a few steps of it."""
+    """Say how long molecular dynamics will take, from a few steps of it once it is compiled."""
     run = settings.training
     state = dynamics.start(jax.random.key(0), params, system, replicas=run.replicas)
+    state, _ = dynamics.run(params, state, run.every, progress=False)
     began = time.monotonic()
     dynamics.run(params, state, run.every, progress=False)
     per_step = (time.monotonic() - began) / run.every
