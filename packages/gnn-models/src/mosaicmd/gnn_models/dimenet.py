@@ -54,7 +54,8 @@ class DimeNetConfig(Config):
     ``most_neighbors`` is a promise that no atom has more than that many within the cutoff. It
     changes no result, only how it is found: edges beyond the cutoff, which lists for simulations
     have many of, are then left out, and the triplets of up to ten neighbors, as in crystals with
-    few bonds, are summed pair by pair. Where it does not hold, energies are NaN.
+    few bonds, are summed pair by pair. Energies are NaN where an atom has more than rows so
+    shortened can hold.
     """
 
     species: tuple[int, ...]
