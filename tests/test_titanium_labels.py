@@ -89,6 +89,31 @@ def test_a_stiff_tie_keeps_parameters_and_a_soft_one_lets_labels_decide(problem)
     assert held < 1e-6 * free
 
 
+def test_the_full_preset_learns_labels_of_density_functional_theory(titanium):
+    """A step of least squares lowers their loss; 18 temperatures are held out."""
+    raw = yaml.safe_load((APP / "config" / "full.yaml").read_text())
+    settings = titanium.TitaniumConfig(**raw)
+    assert len(settings.heldout_kelvin) == 18
+    assert len(settings.validation.temperatures_kelvin) == len(titanium.measured()) == 22
+    terms = titanium.terms(settings.model)
+    potential = sum_potentials(*terms)
+    batches = titanium.labelled(settings, potential)
+    assert batches.n_examples == 160
+    start = potential.init(jax.random.key(0))
+    tie = near(start, (2.0 * settings.labels.tie) ** 0.5)
+    algorithm = fit_labels(terms, settings.labels.loss, batches, penalty=tie)
+    state, first = algorithm.step(algorithm.init(start), None)
+    _, second = algorithm.step(state, None)
+    assert second["loss"] < 0.9 * first["loss"]
+
+
+def test_a_cell_that_was_not_measured_is_not_learned_from(titanium):
+    raw = yaml.safe_load((APP / "config" / "full.yaml").read_text())
+    raw["experiment"]["temperatures_kelvin"] = [23, 73]
+    with pytest.raises(ValueError, match="the cell at 73 K is interpolated"):
+        titanium.TitaniumConfig(**raw)
+
+
 @pytest.mark.slow
 def test_experiment_at_rest_can_be_met_by_the_model(titanium, problem):
     """Six numbers, more parameters: no deviation from those measured at 4 K needs to remain."""
