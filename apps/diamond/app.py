@@ -6,18 +6,20 @@ from typing import Annotated, Any, NamedTuple
 import diamond
 import figures
 import jax
+import matching
 import numpy as np
 import typer
 
 from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler, gauss_newton
 from mosaicmd.kernel import units
 from mosaicmd.kernel.compilation import compile_without_search
-from mosaicmd.kernel.config import ConfigError
+from mosaicmd.kernel.config import ConfigError, load_config
 from mosaicmd.kernel.integrators import langevin
 from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.model_files import load_model, save_model
 from mosaicmd.kernel.phonons import force_constants, frequencies_thz
 from mosaicmd.kernel.potentials import Potential
+from mosaicmd.kernel.replicas import joined_replicas
 from mosaicmd.kernel.report import Metric, write_results
 from mosaicmd.kernel.run_folders import settings_and_folder
 from mosaicmd.kernel.simulation import Simulation
@@ -67,7 +69,7 @@ def run(preset: Preset = "quick", config: Settings = None, out: Out = None) -> N
     metrics = compare(after, branches)
     write_results(out / "results.json", metrics, settings=settings.model_dump(mode="json"))
     history = read_metrics(out / "training" / "metrics.jsonl")
-    figures.write_page(out, settings, learned, after, metrics, history, branches)
+    figures.write_page(out, settings, (potential, learned), after, metrics, history, branches)
     for name, metric in metrics.items():
         typer.echo(f"{name:24s} {metric.value:12.5g} ± {metric.error or 0.0:.2g} {metric.unit}")
     typer.echo(f"report: {out / 'report.html'}")
@@ -94,12 +96,28 @@ def trained(settings: diamond.DiamondConfig, out: Path) -> tuple[Potential, Any]
     """The potential with its learned parameters."""
     if not (out / "model").exists():
         potential = diamond.build_potential(settings.model)
-        learned = learn(settings, potential, out)
+        start = potential.init(jax.random.key(settings.seed))
+        if settings.matching is not None:
+            start = matched(settings, potential, start, out)
+        learned = learn(settings, potential, start, out)
         save_model(out / "model", potential, learned, training=settings.model_dump(mode="json"))
     return load_model(out / "model")
 
 
-def learn(settings: diamond.DiamondConfig, potential: Potential, out: Path) -> Any:
+def matched(settings: diamond.DiamondConfig, potential: Potential, params: Any, out: Path) -> Any:
+    """Parameters that have the forces of the model of another preset, which is learned first."""
+    assert settings.matching is not None
+    folder = out / "matching"
+    if not (folder / "model").exists():
+        preset = settings.matching.preset
+        other = load_config(diamond.DiamondConfig, HERE / "config" / f"{preset}.yaml")
+        teacher = trained(other, out / preset)
+        found = matching.match(settings, potential, params, teacher, folder / "training")
+        save_model(folder / "model", potential, found)
+    return load_model(folder / "model")[1]
+
+
+def learn(settings: diamond.DiamondConfig, potential: Potential, params: Any, out: Path) -> Any:
     """DiffTRe; the mean of the last iterates."""
     run = settings.training
     sampler = dynamics_sampler(
@@ -109,18 +127,30 @@ def learn(settings: diamond.DiamondConfig, potential: Potential, out: Path) -> A
         n_equilibration=run.every * run.n_equilibration,
         n_production=run.every * run.n_frames,
         key=jax.random.key(settings.seed),
+        replicas=run.replicas,
+        directory=out / "training" / "sampling",
+        progress=None,
     )
     target = diamond.target(settings, potential)
     algorithm = difftre(
         potential.energy,
         potential.cutoff,
-        [StatePointData(name="ambient", sampler=sampler, targets=[target])],
-        gauss_newton(max_divergence=run.max_divergence),
+        [
+            StatePointData(
+                name="ambient", sampler=sampler, targets=[target], direct_every=run.direct_every
+            )
+        ],
+        gauss_newton(
+            max_divergence=run.max_divergence,
+            ridge=run.ridge,
+            keep_fraction=run.keep_fraction,
+            descend=run.descend,
+        ),
         reuse_fraction=1.0,  # new frames for every update, so that averaged iterates differ
     )
     state = train(
         tail_average(algorithm, run.average_last),
-        potential.init(jax.random.key(settings.seed)),
+        params,
         run.n_updates,
         directory=out / "training",
         description="learning diamond",
@@ -153,10 +183,14 @@ def validate(
     run, observable = settings.validation, diamond.elasticity(settings, potential)
     dynamics = simulation(settings, run, potential, observe=observable)
     start = diamond.crystal(settings)
-    state = dynamics.start(jax.random.key(settings.seed + 1), params, start)
+    key = jax.random.key(settings.seed + 1)
+    state = dynamics.start(key, params, start, replicas=run.replicas)
     total = run.every * (run.n_equilibration + run.n_frames)
     _, trajectory = dynamics.run(params, state, total, directory=directory)
-    values = trajectory.skip(run.n_equilibration).quantities[observable.name]
+    trajectory = trajectory.skip(run.n_equilibration)
+    if run.replicas is not None:
+        trajectory = joined_replicas(trajectory)
+    values = trajectory.quantities[observable.name]
     found, info = observable.estimate(values)
     stress, stress_info = diamond.stresses(settings, observable).estimate(values)
     return Validation(*(np.asarray(x) for x in (found, info.error, stress, stress_info.error)))

@@ -11,16 +11,21 @@ from pydantic import Field
 
 from mosaicmd.difftre import Target
 from mosaicmd.gnn_models import (
+    DimeNetConfig,
     StillingerWeberPairConfig,
     ThreeBodyConfig,
+    dimenet,
+    fixed,
+    scaled,
     stillinger_weber_pair,
     three_body,
 )
 from mosaicmd.kernel import units
-from mosaicmd.kernel.config import Config, Density, Pressure, Temperature, Time
+from mosaicmd.kernel.config import Config, Density, Energy, Length, Pressure, Temperature, Time
 from mosaicmd.kernel.elastic_tensors import point_group
+from mosaicmd.kernel.graphs import host_graph
 from mosaicmd.kernel.observables import Observable, elastic_constants, elastic_terms
-from mosaicmd.kernel.potentials import Potential, sum_potentials
+from mosaicmd.kernel.potentials import Potential, sum_potentials, total_energy
 from mosaicmd.kernel.systems import System, from_ase
 
 CARBON = 6
@@ -30,13 +35,25 @@ MEASURED_GPA = {"c11": 1079.0, "c12": 124.0, "c44": 578.0}
 _ENTRIES = np.array([0, 0, 3]), np.array([0, 1, 3])  # of C11, C12 and C44 in Voigt's matrix
 
 
+class NetworkConfig(DimeNetConfig):
+    """DimeNet++ whose numbers are energies in ``energy_unit``, eV."""
+
+    energy_unit: Energy = Field(gt=0.0)
+
+
 class ModelConfig(Config):
+    """Two terms of Stillinger and Weber, which are learned, or else a network on top of them."""
+
     pair: StillingerWeberPairConfig
     three_body: ThreeBodyConfig
+    network: NetworkConfig | None = None
 
 
 class RunConfig(Config):
-    """How to simulate; ``friction_per_ps`` is that of the Langevin thermostat."""
+    """How to simulate; ``friction_per_ps`` is that of the Langevin thermostat.
+
+    With ``replicas``, each of them has so many frames.
+    """
 
     timestep_fs: Time = Field(gt=0.0)
     every: int = Field(gt=0)  # steps between frames
@@ -44,16 +61,43 @@ class RunConfig(Config):
     n_frames: int = Field(gt=0)
     friction_per_ps: float = Field(default=20.0, gt=0.0)
     skin: float = Field(default=0.3, ge=0.0)
+    replicas: int | None = Field(default=None, ge=1)
 
 
 class TrainingConfig(RunConfig):
-    """Deviations that count as one, and how the Gauss–Newton steps are bounded and averaged."""
+    """Deviations that count as one, and how the Gauss–Newton steps are bounded and averaged.
+
+    ``direct_every``, ``ridge``, ``keep_fraction`` and ``descend`` are those of `mosaicmd.difftre`.
+    """
 
     n_updates: int = Field(gt=0)
     tolerance_gpa: float = Field(gt=0.0)  # of elastic constants
     tolerance_pressure: Pressure = Field(gt=0.0)  # eV/Å³
     max_divergence: float = Field(gt=0.0)
+    ridge: float = Field(default=1.0e-10, gt=0.0)
+    descend: bool = False
+    keep_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    direct_every: int = Field(default=1, ge=1)
     average_last: int = Field(gt=0)
+
+
+class MatchingConfig(Config):
+    """Force matching to the model that another preset learns, as a start for this one.
+
+    Forces and stresses are those of ``n_cells`` cells of 64 atoms, strained (standard deviation of
+    components ``strain``) and rattled (of coordinates ``displacement``), a tenth of them held out;
+    ``stress`` is the weight of squared deviations in eV/Å³, forces have 1 in eV/Å. Adam's learning
+    rate falls along a half cosine.
+    """
+
+    preset: str
+    n_cells: int = Field(ge=10)
+    strain: float = Field(ge=0.0, lt=0.1)
+    displacement: Length = Field(gt=0.0)
+    n_steps: int = Field(gt=0)
+    batch_size: int = Field(default=4, gt=0)
+    learning_rate: float = Field(gt=0.0)
+    stress: float = Field(ge=0.0)
 
 
 class DiamondConfig(Config):
@@ -62,6 +106,7 @@ class DiamondConfig(Config):
     temperature_kelvin: Temperature = Field(gt=0.0)
     density: Density = Field(gt=0.0)  # u/Å³
     model: ModelConfig
+    matching: MatchingConfig | None = None
     training: TrainingConfig
     validation: RunConfig
 
@@ -76,14 +121,23 @@ class DiamondConfig(Config):
         return (8.0 * CARBON_MASS / self.density) ** (1.0 / 3.0)
 
 
+def lattice(config: DiamondConfig, repeats: int) -> System:
+    """The ideal lattice at the measured density."""
+    atoms = ase.build.bulk("C", "diamond", a=config.edge, cubic=True)
+    return from_ase(atoms.repeat(repeats))
+
+
 def crystal(config: DiamondConfig) -> System:
-    """The ideal lattice at the measured density, in float32."""
-    atoms = ase.build.bulk("C", "diamond", a=config.edge, cubic=True).repeat(config.repeats)
-    return from_ase(atoms).astype(jnp.float32)
+    """What is simulated, in float32."""
+    return lattice(config, config.repeats).astype(jnp.float32)
 
 
 def build_potential(config: ModelConfig) -> Potential:
-    return sum_potentials(stillinger_weber_pair(config.pair), three_body(config.three_body))
+    classical = stillinger_weber_pair(config.pair), three_body(config.three_body)
+    if config.network is None:
+        return sum_potentials(*classical)
+    network = dimenet(DimeNetConfig(**config.network.model_dump(exclude={"energy_unit"})))
+    return sum_potentials(*map(fixed, classical), scaled(network, config.network.energy_unit))
 
 
 def elasticity(config: DiamondConfig, potential: Potential) -> Observable:
@@ -125,16 +179,14 @@ def target(config: DiamondConfig, potential: Potential) -> Target:
     )
 
 
-def pair_energies(config: ModelConfig, params: Any, distances: np.ndarray) -> np.ndarray:
-    """Energy of two atoms, eV, at ``distances`` (Å)."""
-    from mosaicmd.kernel.graphs import host_graph
-    from mosaicmd.kernel.potentials import total_energy
-    from mosaicmd.kernel.systems import make_system
+def energies_by_bond(potential: Potential, params: Any, bonds: np.ndarray) -> np.ndarray:
+    """Energy per atom of ideal crystals with these bond lengths (Å), eV, from the lowest."""
 
-    pair = stillinger_weber_pair(config.pair)
+    def one(bond: float) -> float:
+        atoms = ase.build.bulk("C", "diamond", a=bond * 4.0 / np.sqrt(3.0))
+        system = from_ase(atoms)
+        graph = host_graph(system, potential.cutoff)
+        return float(total_energy(potential.energy, params, system, graph)) / len(atoms)
 
-    def one(distance: float) -> float:
-        two = make_system(np.array([[0.0, 0.0, 0.0], [distance, 0.0, 0.0]]), CARBON)
-        return float(total_energy(pair.energy, params[0], two, host_graph(two, pair.cutoff)))
-
-    return np.array([one(distance) for distance in distances])
+    energies = np.array([one(bond) for bond in bonds])
+    return energies - energies.min()

@@ -7,6 +7,7 @@ import diamond
 import matplotlib.pyplot as plt
 import numpy as np
 
+from mosaicmd.kernel.potentials import Potential
 from mosaicmd.kernel.report import Metric, Section, write_report
 
 MEASURED, LEARNED = "#1c2733", "#1f77b4"
@@ -15,7 +16,7 @@ MEASURED, LEARNED = "#1c2733", "#1f77b4"
 def write_page(
     out: Path,
     settings: diamond.DiamondConfig,
-    learned: Any,
+    learned: tuple[Potential, Any],
     after: Any,
     metrics: dict[str, Metric],
     history: list[dict[str, Any]],
@@ -25,7 +26,7 @@ def write_page(
     learning = history_figure(after, history)
     learning.savefig(out / "learning.png", dpi=150, bbox_inches="tight")
     run = settings.validation
-    duration = 1e-3 * run.n_frames * run.every * run.timestep_fs
+    duration = 1e-3 * (run.replicas or 1) * run.n_frames * run.every * run.timestep_fs
     sections = [
         Section(
             "Learning",
@@ -42,7 +43,11 @@ def write_page(
             "circle is the measured Raman line.",
             phonon_figure(branches, metrics["raman_thz"]),
         ),
-        Section("Potential", "Energy of two atoms.", potential_figure(settings, learned)),
+        Section(
+            "Potential",
+            "Energy of the ideal crystal by the length of its bonds.",
+            potential_figure(settings, learned),
+        ),
     ]
     write_report(out / "report.html", "Diamond learned from its elastic constants", sections)
     plt.close("all")
@@ -76,11 +81,11 @@ def phonon_figure(branches: tuple[np.ndarray, np.ndarray], raman: Metric) -> Any
     return figure
 
 
-def potential_figure(settings: diamond.DiamondConfig, learned: Any) -> Any:
+def potential_figure(settings: diamond.DiamondConfig, learned: tuple[Potential, Any]) -> Any:
     figure, panel = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-    pair = settings.model.pair
-    r = np.linspace(0.85 * pair.sigma, 0.999 * pair.a * pair.sigma, 200)
-    panel.plot(r, diamond.pair_energies(settings.model, learned, r), color=LEARNED)
-    panel.axvline(settings.edge * np.sqrt(3.0) / 4.0, ls="--", color=MEASURED, lw=0.8)
-    panel.set(xlabel="r / Å (dashed: the bond of diamond)", ylabel="pair energy / eV")
+    measured = settings.edge * np.sqrt(3.0) / 4.0
+    bonds = measured * np.linspace(0.94, 1.06, 41)
+    panel.plot(bonds, diamond.energies_by_bond(*learned, bonds), color=LEARNED)
+    panel.axvline(measured, ls="--", color=MEASURED, lw=0.8)
+    panel.set(xlabel="bond / Å (dashed: that of diamond)", ylabel="energy / eV per atom")
     return figure
