@@ -32,24 +32,24 @@ def match(
     """Parameters with the forces and stresses of ``teacher``; the same call again resumes."""
     run = settings.matching
     assert run is not None
-    *learned, held_out = np.array_split(np.arange(run.n_cells), 10)
     examples = labelled(settings, teacher, potential.cutoff)
-    held = Batches([examples[k] for k in held_out], run.batch_size, seed=settings.seed)
-    batches = Batches(
-        [examples[k] for k in np.concatenate(learned)], run.batch_size, seed=settings.seed
+    last = run.n_cells // 10
+    learned, held_out = (
+        Batches(part, run.batch_size, seed=settings.seed)
+        for part in (examples[:-last], examples[-last:])
     )
     algorithm = force_matching(
         potential.energy,
         MatchingLoss(forces=1.0, stress=run.stress),
         optax.adam(optax.cosine_decay_schedule(run.learning_rate, run.n_steps)),
         max_gradient_norm=10.0,
-        validation=held,
+        validation=held_out,
     )
     state = train(
         algorithm,
         jax.tree.map(jnp.float32, params),
         run.n_steps,
-        batches=prefetch(batches),
+        batches=prefetch(learned),
         directory=out,
         description="matching",
         show="rmse_forces_mev_per_angstrom",
