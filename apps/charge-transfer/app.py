@@ -201,9 +201,14 @@ def figures_of_merit(
             if wrong is not None:
                 metrics[f"wrong_charge_state_{model}_{name}"] = Metric(wrong, "%", None, 0.0)
         if {"local", "celli"} <= set(one.squares):
-            metrics[f"energy_rmse_ratio_{name}"] = quotient(
+            found = quotient(
                 metrics[f"energy_rmse_celli_{name}"], metrics[f"energy_rmse_local_{name}"]
             )
+            if benchmark is not None:
+                charged, *_, bare = ERRORS[benchmark]
+                source = f"{charged.model} over {bare.model}, {DATA[benchmark]}"
+                found = found._replace(reference=charged.energy / bare.energy, source=source)
+            metrics[f"energy_rmse_ratio_{name}"] = found
         if one.curves is not None:
             metrics |= of_curves(name, one.curves)
     for name, one in moved.items():

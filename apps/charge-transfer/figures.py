@@ -73,8 +73,9 @@ def write_page(
             Section(
                 "Errors by set and model",
                 "Root mean square errors of structures held out, with the standard error of "
-                "drawing others. Lines: 4G-HDNNP and SpookyNet as published, which learned from "
-                "thousands of structures, labelled by another program.",
+                "drawing others. Lines: 4G-HDNNP (dashed), SpookyNet (dotted) and the local "
+                "2G-HDNNP (both) as published, from thousands of structures labelled by "
+                "another program.",
                 pictures["errors"],
             )
         )
@@ -150,7 +151,8 @@ def table(settings: ChargeTransferConfig, outcomes: dict[str, Any]) -> str:
             lines.append(f"{name}, {LABELS[model]}, {one.n_learned} structures: {shown}")
         benchmark = settings.sets[name].published
         for row in () if benchmark is None else ERRORS[benchmark]:
-            shown = f"{row.energy} / {row.forces} / {row.charges}"
+            charges = "–" if row.charges is None else row.charges
+            shown = f"{row.energy} / {row.forces} / {charges}"
             lines.append(f"{name}, {row.model}, {benchmark}, {DATA[str(benchmark)]}: {shown}")
     heading = "Energy (meV/atom) / forces (meV/Å) / charges (me). "
     return heading + "; ".join(lines) + f". Published by {KO}, and {UNKE}."
@@ -253,10 +255,12 @@ def error_figure(settings: ChargeTransferConfig, outcomes: dict[str, Any]) -> An
                     panel.bar(place + 0.2 * k - 0.3, value, 0.18, yerr=error, color=COLORS[model])
             benchmark = settings.sets[name].published
             for row, style in zip(
-                () if benchmark is None else ERRORS[benchmark], ("--", ":"), strict=False
+                () if benchmark is None else ERRORS[benchmark], ("--", ":", "-."), strict=False
             ):
                 height = getattr(row, label)
-                panel.plot([place - 0.42, place + 0.42], [height] * 2, style, color=REFERENCE, lw=1)
+                if height is not None:
+                    ends = [place - 0.42, place + 0.42]
+                    panel.plot(ends, [height] * 2, style, color=REFERENCE, lw=1)
         panel.set_xticks(range(len(outcomes)), list(outcomes))
         panel.set(ylabel=f"error of {label} / {unit}", yscale="log")
     shown = [m for m in LABELS if any(m in one.squares for one in outcomes.values())]

@@ -26,6 +26,7 @@ import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree
+from local_integrals import LocalGradients, LocalIntegration
 from pyscf import dft, gto, lib  # pyright: ignore[reportMissingImports]
 from pyscf.data import elements  # pyright: ignore[reportMissingImports]
 from pyscf.scf import atom_ks  # pyright: ignore[reportMissingImports]
@@ -181,6 +182,7 @@ def label(atoms, charge, free):
     )
     field: Any = dft.RKS(mol, xc=FUNCTIONAL).density_fit()
     field.with_df.build()  # once, and not in every cycle
+    field._numint = LocalIntegration()
     field.max_cycle = 100
     density, energy = None, 0.0
     for level, tolerance in ((0, 1e-5), (GRID_LEVEL, 1e-9)):  # the coarse grid only to start from
@@ -189,7 +191,7 @@ def label(atoms, charge, free):
         if not field.converged:
             return None
         density = field.make_rdm1()
-    forces = -field.nuc_grad_method().kernel() * Hartree / Bohr
+    forces = -LocalGradients(field).kernel() * Hartree / Bohr
     charges, error = hirshfeld_charges(field, free)
     occupied = mol.nelectron // 2
     levels = np.sort(field.mo_energy)
