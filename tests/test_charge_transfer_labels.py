@@ -5,6 +5,7 @@ import importlib
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -31,7 +32,7 @@ def generate():
 @pytest.mark.parametrize(("name", "file"), [("silver-", "ag3"), ("chain+", "c10")])
 def test_labels_equal_those_with_integrals_of_all_orbitals_at_all_points(generate, name, file):
     """Structures of the first hundred, labelled before orbitals were left out."""
-    frames = ase.io.read(APP / "data" / f"{file}.extxyz.gz", ":")
+    frames: list[Any] = list(ase.io.iread(APP / "data" / f"{file}.extxyz.gz", ":"))
     given = next(a for a in frames if a.info["set"] == name)
     number = given.info["number"]
     assert number < 100

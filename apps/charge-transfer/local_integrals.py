@@ -111,7 +111,7 @@ def coulomb_derivative(mol, fit, matrix):
     packed = lib.pack_tril(2.0 * matrix - np.diag(np.diag(matrix)))
     half = np.concatenate([block @ packed for block in fit.loop()])
     lower = scipy.linalg.cholesky(auxiliary.intor("int2c2e"), lower=True)
-    density = scipy.linalg.solve_triangular(lower, half, lower=True, trans="T")
+    density = scipy.linalg.solve_triangular(lower, half, lower=True, trans=1)
     options = moleintor.make_cintopt(mol._atm, mol._bas, mol._env, name)
     functions = auxiliary.ao_loc_nr()
     found, moved = np.zeros((3, n * n)), np.zeros((3, auxiliary.nao))
