@@ -19,7 +19,9 @@ def generate():
     """The script of the app, gone again afterwards."""
     pytest.importorskip("pyscf")
     sys.path.insert(0, str(APP))
-    yield importlib.import_module("generate")
+    module = importlib.import_module("generate")
+    with module.lib.with_omp_threads(1):  # more would wait for each other on busy cores
+        yield module
     sys.path.remove(str(APP))
     for name in ("generate", "local_integrals"):
         sys.modules.pop(name)
