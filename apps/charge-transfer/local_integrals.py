@@ -111,7 +111,7 @@ def coulomb_derivative(mol, fit, matrix):
     packed = lib.pack_tril(2.0 * matrix - np.diag(np.diag(matrix)))
     half = np.concatenate([block @ packed for block in fit.loop()])
     lower = scipy.linalg.cholesky(auxiliary.intor("int2c2e"), lower=True)
-    density = scipy.linalg.solve_triangular(lower, half, lower=True, trans=1)
+    charges = scipy.linalg.solve_triangular(lower, half, lower=True, trans=1)
     options = moleintor.make_cintopt(mol._atm, mol._bas, mol._env, name)
     functions = auxiliary.ao_loc_nr()
     found, moved = np.zeros((3, n * n)), np.zeros((3, auxiliary.nao))
@@ -123,9 +123,9 @@ def coulomb_derivative(mol, fit, matrix):
         )
         for axis in range(3):
             flat = three[axis].T.reshape(-1, n * n)
-            found[axis] += density[here] @ flat
+            found[axis] += charges[here] @ flat
             moved[axis, here] = flat @ (-2.0 * matrix.reshape(-1))
-    pull = density * (moved - auxiliary.intor("int2c2e_ip1") @ density)
+    pull = charges * (moved - auxiliary.intor("int2c2e_ip1") @ charges)
     slices = auxiliary.aoslice_by_atom()[:, 2:]
     response = -np.stack([pull[:, a:b].sum(axis=1) for a, b in slices])
     return -found.reshape(3, n, n).transpose(0, 2, 1), response
