@@ -1,4 +1,4 @@
-"""Optimisers and schedules of optax by their names, and frozen parameters."""
+"""Optimisers and schedules by their names, and frozen parameters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import optax
 
 from mosaicmd.kernel.cli.training_config import OptimizerConfig, ScheduleConfig
 from mosaicmd.kernel.config import ConfigError, suggest
+from mosaicmd.kernel.muon import muon
 from mosaicmd.kernel.pytrees import matching_leaves
 
 Params = Any
@@ -31,6 +32,7 @@ OPTIMIZERS = (
     "lars",
     "lbfgs",
     "lion",
+    "muon",
     "nadam",
     "nadamw",
     "novograd",
@@ -89,7 +91,8 @@ def build_optimizer(
             )
     else:
         options["learning_rate"] = build_schedule(config.schedule, config.learning_rate, n_steps)
-    optimizer = _called("optimizer.options", getattr(optax, config.name), config.options, options)
+    function = muon if config.name == "muon" else getattr(optax, config.name)
+    optimizer = _called("optimizer.options", function, config.options, options)
     if max_gradient_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(max_gradient_norm), optimizer)
     if not freeze:

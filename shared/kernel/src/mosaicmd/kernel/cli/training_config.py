@@ -141,7 +141,10 @@ class ScheduleConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """An optimiser of optax by its name; ``lbfgs`` finds its own learning rate."""
+    """An optimiser of optax by its name; ``lbfgs`` finds its own learning rate.
+
+    ``muon`` is :func:`mosaicmd.kernel.muon.muon`.
+    """
 
     name: str = "adam"
     learning_rate: float = Field(default=1e-3, gt=0.0)
