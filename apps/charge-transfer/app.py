@@ -159,8 +159,9 @@ def priced(
     """Seconds per step of `celli` and `mace`, by number of atoms."""
     if settings.cost is None or settings.cost.set not in outcomes:
         return {}
-    models = outcomes[settings.cost.set].models
-    return cost(settings.cost, {name: models[name] for name in ("celli", "mace")})
+    one = outcomes[settings.cost.set]
+    models = {name: one.models[name] for name in ("celli", "mace")}
+    return cost(settings.cost, models, one.frames)
 
 
 def figures_of_merit(
@@ -183,8 +184,8 @@ def figures_of_merit(
             )
     for name, one in outcomes.items():
         benchmark = settings.sets[name].published
-        reference = None if benchmark is None else ERRORS[benchmark][0]
         for model, deviations in one.squares.items():
+            reference = None if benchmark is None else ERRORS[benchmark][-(model == "local")]
             for label, unit in UNITS.items():
                 values = getattr(deviations, label)
                 if values is None:

@@ -1,6 +1,7 @@
 """Dynamics of charged clusters at constant energy, and the cost of a step in a crystal."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import ase
 import ase.build
 import jax
 import numpy as np
+from evaluation import labels
 from settings import CostConfig, DynamicsConfig
 
 from mosaicmd.kernel import units
@@ -58,15 +60,29 @@ def conservation(
     )
 
 
-def crystal(settings: CostConfig, repeats: int) -> Any:
-    """Rock salt with small displacements, so that no force vanishes."""
-    cell = ase.build.bulk("NaCl", "rocksalt", a=settings.lattice_constant, cubic=True)
+def crystal(settings: CostConfig, frames: Sequence[Any], repeats: int) -> Any:
+    """Rock salt, or copies of the first of the frames that is neutral, if any.
+
+    Atoms have initial charges, and small displacements so that no force vanishes.
+    """
+    if settings.lattice_constant is not None:
+        cell = ase.build.bulk("NaCl", "rocksalt", a=settings.lattice_constant, cubic=True)
+        cell.set_initial_charges(np.where(cell.numbers == 11, 0.5, -0.5))
+    else:
+        one = min(frames, key=lambda atoms: abs(atoms.info["total_charge"]))
+        centered = one.positions - one.positions.mean(axis=0)
+        along = centered @ np.linalg.svd(centered)[2].T
+        box = np.ptp(along, axis=0) + settings.gap
+        charges = labels([one]).charges
+        cell = ase.Atoms(
+            one.numbers, along, cell=box, pbc=True, charges=None if charges is None else charges[0]
+        )
     atoms = cell.repeat(repeats)
     atoms.rattle(0.05, seed=0)
     return atoms
 
 
-def in_crystals(potential: Potential, system: Any, accuracy: float) -> Potential:
+def in_crystals(potential: Potential, atoms: Any, accuracy: float) -> Potential:
     """The same model with a sum over periodic images and an iterative solution.
 
     Parameters stay those of the cluster; reference energies, which forces do not see, too.
@@ -74,9 +90,12 @@ def in_crystals(potential: Potential, system: Any, accuracy: float) -> Potential
     config: Any = potential.config
     terms = config["terms"] if potential.architecture == "sum" else [config]
     inner = dict(terms[0]["config"] if potential.architecture == "sum" else config)
-    widths = np.full(len(system.species), 1.0)
-    charges = 0.5 * np.where(np.asarray(system.species) == 11, 1.0, -1.0)
-    plan = plan_coulomb(system, accuracy=accuracy, charges=charges, widths=widths)
+    plan = plan_coulomb(
+        from_ase(atoms, dtype="float32"),
+        accuracy=accuracy,
+        charges=atoms.get_initial_charges(),
+        widths=np.full(len(atoms), 1.0),
+    )
     inner |= {"plan": plan.model_dump(mode="json")}
     inner |= {"solver": {"method": "iterative", "tolerance": 1e-5}}
     if potential.architecture != "sum":
@@ -107,16 +126,17 @@ def seconds_per_step(
 
 
 def cost(
-    settings: CostConfig, models: dict[str, tuple[Potential, Params]]
+    settings: CostConfig, models: dict[str, tuple[Potential, Params]], frames: Sequence[Any]
 ) -> dict[int, dict[str, tuple[float, float]]]:
     """Seconds per evaluation by number of atoms and model."""
     table: dict[int, dict[str, tuple[float, float]]] = {}
     for repeats in settings.repeats:
-        system = from_ase(crystal(settings, repeats), dtype="float32")
-        table[len(system.species)] = row = {}
+        atoms = crystal(settings, frames, repeats)
+        system = from_ase(atoms, dtype="float32")
+        table[len(atoms)] = row = {}
         for name, (potential, params) in models.items():
             used = potential
             if name == "celli":
-                used = in_crystals(potential, system, settings.accuracy)
+                used = in_crystals(potential, atoms, settings.accuracy)
             row[name] = seconds_per_step(used, params, system, settings.steps)
     return table

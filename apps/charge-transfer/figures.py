@@ -88,7 +88,7 @@ def write_page(
         pictures["cost"] = cost_figure(costs)
         sections.append(
             Section(
-                "Time per step in a crystal of rock salt",
+                "Time per step in a crystal",
                 "Energy and forces, float32; CELLI with a particle-mesh sum and an iterative "
                 "solution.",
                 pictures["cost"],

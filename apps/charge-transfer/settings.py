@@ -16,7 +16,7 @@ class FitConfig(Config):
 
     steps: int = Field(ge=1)
     batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1e-2, gt=0.0)
+    learning_rate: float = Field(default=2e-2, gt=0.0)  # of `muon`
     energy: float = Field(default=10.0, ge=0.0)  # per atom, (eV)⁻²
     forces: float = Field(default=1.0, ge=0.0)  # (eV/Å)⁻²
     charges: float = Field(default=10.0, ge=0.0)  # e⁻², of what predicts charges
@@ -60,11 +60,16 @@ class DynamicsConfig(Config):
 
 
 class CostConfig(Config):
-    """Time per step of `celli` and `mace` of one set, in a crystal of rock salt."""
+    """Time per step of `celli` and `mace` of one set, in a crystal.
+
+    With a ``lattice_constant`` it is that of rock salt, else one of copies of a structure held
+    out, side by side.
+    """
 
     set: str
-    repeats: tuple[int, ...] = Field(min_length=1)  # cells of eight atoms along every edge
-    lattice_constant: Length = Field(default=5.64, gt=0.0)
+    repeats: tuple[int, ...] = Field(min_length=1)  # of the cell, along every edge
+    lattice_constant: Length | None = Field(default=None, gt=0.0)
+    gap: Length = Field(default=3.5, gt=0.0)  # between the outermost atoms of copies
     steps: int = Field(default=10, ge=2)
     accuracy: float = Field(default=1e-2, gt=0.0)  # of Coulomb forces, eV/Å
 

@@ -25,6 +25,7 @@ from mosaicmd.kernel.files import atomic_write_text
 from mosaicmd.kernel.force_matching import force_matching
 from mosaicmd.kernel.label_errors import MatchingLoss, predict
 from mosaicmd.kernel.model_files import load_model, save_model
+from mosaicmd.kernel.muon import muon
 from mosaicmd.kernel.potentials import Params, Potential, build_potential
 from mosaicmd.kernel.reference_energies import fit_reference_energies
 from mosaicmd.kernel.slots import SlotFormat, join
@@ -138,7 +139,7 @@ def minimised(
     algorithm = force_matching(
         lambda own, *rest: potential.energy({**own, **kept}, *rest),
         loss,
-        optax.adam(optax.cosine_decay_schedule(fit.learning_rate, steps, alpha=0.01)),
+        muon(optax.cosine_decay_schedule(fit.learning_rate, steps, alpha=0.01)),
         charges_fn=potential.charges,
         max_gradient_norm=10.0,
         validation=Batches(examples[1], shuffle=False, like=batches, **options),

@@ -9,18 +9,19 @@ without a model the lines become a table::
     mace/bin/python benchmarks/peers/accuracy.py si "mace-torch" --seconds 900 --out lines.jsonl
     python benchmarks/peers/accuracy.py --out lines.jsonl
 
-With `--device cuda` on a GPU instead, where no side uses TF32.
+With `--epochs` instead of `--seconds`, `--seed` and `--save`, members of a committee, whose mean is
+another line (`--committee FOLDER FOLDER ...`). With `--device cuda` on a GPU instead, where no side
+uses TF32.
 
-All see the same data (MOSAICMD_DATA, see :data:`mosaicmd.kernel.registry`), loss, optimiser and
-schedule: AdamW, whose rate rises over the first 2 % of the time and falls along a cosine to zero
-at its end (its decay of weights is zero unless asked for), and an exponential average of the
-parameters. The clock starts with the first step, so compiling is part of it; reading data and
-making neighbor lists is not. Nothing is chosen by validation: what is evaluated is the average
-that the last step left.
+All see the same data (MOSAICMD_DATA, see :data:`mosaicmd.kernel.registry`), loss and schedule:
+a rate that rises over the first 2 % of the time and falls along a cosine to zero at its end, and
+an exponential average of the parameters. The optimiser is AdamW (its decay of weights is zero
+unless asked for), or for ours, whose weights are matrices, Muon (`--optimizer muon`). The clock
+starts with the first step, so compiling is part of it; reading data and making neighbor lists is
+not. Nothing is chosen by validation: what is evaluated is the average that the last step left.
 """
 
 import argparse
-import functools
 import json
 import math
 import os
@@ -37,7 +38,7 @@ CUTOFF = 4.2  # Å, beyond the second neighbors of both crystals
 MACE = {"n_channels": 64, "hidden_l_max": 0, "l_max": 3}
 NEQUIP = {"n_features": 32, "l_max": 2, "n_layers": 3, "parity": False}
 ALLEGRO = {"n_scalars": 64, "n_tensors": 16, "l_max": 2, "n_layers": 2}
-RECIPES = {  # side, model, its settings, highest learning rate
+RECIPES = {  # side, model, its settings, highest learning rate with AdamW
     "MACE": ("ours", "mace", MACE, 0.01),
     "NequIP": ("ours", "nequip", NEQUIP, 0.01),
     "Allegro": ("ours", "allegro", ALLEGRO, 0.005),
@@ -46,6 +47,7 @@ RECIPES = {  # side, model, its settings, highest learning rate
     "mace-torch": ("torch", "mace", MACE, 0.01),
     "nequip-allegro": ("torch", "allegro", ALLEGRO, 0.005),
 }
+MUON_RATE = 0.08
 BATCH = 2  # structures
 
 
@@ -63,7 +65,21 @@ def rate_at(share, highest):
     return highest * min(1.0, share / 0.02) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
 
 
-def ours(recipe, element, seconds, weight_decay, device):
+def examples_of(element):
+    """Structures for training and test in float32, with the same energies of atoms taken off."""
+    from mosaicmd.kernel.data import read_systems
+    from mosaicmd.kernel.examples import make_examples
+    from mosaicmd.kernel.reference_energies import fit_reference_energies
+
+    folder = Path(os.environ["MOSAICMD_DATA"])
+    data = {p: read_systems(folder / f"{element}_{p}.extxyz.gz") for p in ("train", "test")}
+    references, _ = fit_reference_energies(data["train"])
+    options = {"cutoff": CUTOFF, "reference_energies": references, "dtype": np.float32}
+    examples = {part: make_examples(one, **options) for part, one in data.items()}
+    return examples, list(references)
+
+
+def ours(recipe, given):
     import jax
     import jax.numpy as jnp
     import optax
@@ -71,54 +87,73 @@ def ours(recipe, element, seconds, weight_decay, device):
     from mosaicmd.gnn_models import scaled
     from mosaicmd.kernel.batches import Batches, prefetch
     from mosaicmd.kernel.compilation import compile_without_search
-    from mosaicmd.kernel.data import read_systems
-    from mosaicmd.kernel.examples import make_examples
     from mosaicmd.kernel.force_matching import MatchingLoss, evaluate_labels, force_matching
+    from mosaicmd.kernel.model_files import save_model
+    from mosaicmd.kernel.muon import muon
     from mosaicmd.kernel.potentials import build_potential
-    from mosaicmd.kernel.reference_energies import fit_reference_energies
 
     _, model, settings, highest = recipe
     compile_without_search()
-    jax.config.update("jax_platforms", device)
+    jax.config.update("jax_platforms", given.device)
     jax.config.update("jax_default_matmul_precision", "highest")
-    folder = Path(os.environ["MOSAICMD_DATA"])
-    data = {p: read_systems(folder / f"{element}_{p}.extxyz.gz") for p in ("train", "test")}
-    references, _ = fit_reference_energies(data["train"])
-    make = functools.partial(
-        make_examples,
-        cutoff=CUTOFF,
-        reference_energies=references,
-        dtype=np.float32,
-    )
-    examples = {part: make(one) for part, one in data.items()}
+    examples, species = examples_of(given.element)
     forces = np.concatenate([np.ravel(one.targets.forces) for one in examples["train"]])
     n_edges = sum(one.graph.n_edges for one in examples["train"])
     neighbors = n_edges / sum(one.system.n_atoms for one in examples["train"])
-    config = {"species": list(references), "cutoff": CUTOFF, **settings}
+    config = {"species": species, "cutoff": CUTOFF, **settings}
     if model not in ("painn", "dimenet"):
         config["mean_neighbors"] = neighbors
     potential = scaled(build_potential(model, config), float(np.sqrt(np.mean(forces**2))))
-    params = jax.tree.map(jnp.float32, potential.init(jax.random.key(0)))
-    batches = Batches(examples["train"], BATCH)
+    params = jax.tree.map(jnp.float32, potential.init(jax.random.key(given.seed)))
+    batches = Batches(examples["train"], BATCH, seed=given.seed)
     algorithm = force_matching(
         potential.energy,
         MatchingLoss(**WEIGHTS),
-        optax.inject_hyperparams(optax.adamw)(learning_rate=0.0, weight_decay=weight_decay),
+        optax.inject_hyperparams({"adamw": optax.adamw, "muon": muon}[given.optimizer])(
+            learning_rate=0.0, weight_decay=given.weight_decay
+        ),
         average_decay=AVERAGE,
         max_gradient_norm=10.0,
     )
     fetch, state, n_steps = prefetch(batches), algorithm.init(params), 0
     start = time.perf_counter()
-    while (share := (time.perf_counter() - start) / seconds) < 1.0:
+
+    def spent():
+        if given.epochs is not None:
+            return n_steps / (given.epochs * batches.steps_per_epoch)
+        return (time.perf_counter() - start) / given.seconds
+
+    while (share := spent()) < 1.0:
         state.optimizer.hyperparams["learning_rate"] = np.float32(rate_at(share, highest))
         state, metrics = algorithm.step(state, fetch(n_steps + 1))
         n_steps += 1
         if n_steps % batches.steps_per_epoch == 0:
             print(f"{share:.2f} {metrics['rmse_forces_mev_per_angstrom']:.1f}", flush=True)
-    held_out = Batches(examples["test"], 2, shuffle=False)
+    if given.save is not None:
+        save_model(given.save, potential, state.best)
+    held_out = Batches(examples["test"], BATCH, shuffle=False)
     found = evaluate_labels(potential.energy, state.best, held_out)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return found | {"epochs": n_steps / batches.steps_per_epoch, "parameters": size}
+
+
+def committee(given):
+    """Errors of the mean of saved models of ours."""
+    import jax
+
+    from mosaicmd.gnn_models import scaled
+    from mosaicmd.kernel.batches import Batches
+    from mosaicmd.kernel.force_matching import evaluate_labels
+    from mosaicmd.kernel.model_files import load_model
+    from mosaicmd.kernel.potentials import sum_potentials
+
+    jax.config.update("jax_platforms", given.device)
+    examples, _ = examples_of(given.element)
+    members, params = zip(*(load_model(one) for one in given.committee), strict=True)
+    mean = scaled(sum_potentials(*members), 1.0 / len(members))
+    found = evaluate_labels(mean.energy, params, Batches(examples["test"], BATCH, shuffle=False))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return found | {"epochs": 0, "parameters": size}
 
 
 def peer(recipe, element, seconds, weight_decay, device, compiled):
@@ -220,7 +255,8 @@ def table(path):
                 ("stress_gpa", 2),
             )
         ]
-        head = f"| {one['element'].capitalize()} | {one['model']} | {one['parameters']} "
+        name = one["model"] + ", Muon" * (one.get("optimizer") == "muon")
+        head = f"| {one['element'].capitalize()} | {name} | {one['parameters']} "
         print(f"{head}| {one['epochs']:.0f} | {' | '.join(pairs)} |")
 
 
@@ -232,31 +268,54 @@ def main():
     parser.add_argument("--settings", type=json.loads, default={}, help="changes, as JSON")
     parser.add_argument("--compiled", action="store_true", help="nequip-allegro: torch.compile")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rate", type=float, help="highest learning rate")
+    parser.add_argument("--optimizer", default="adamw", choices=["adamw", "muon"])
+    parser.add_argument("--rate", type=float, help="highest learning rate [of AdamW; Muon: 0.08]")
     parser.add_argument(
         "--weight-decay", type=float, default=0.0, help="of weights, times the rate"
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, help="instead of `--seconds`, of ours")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches of ours")
+    parser.add_argument("--save", type=Path, help="folder for a model of ours")
+    parser.add_argument(
+        "--committee", type=Path, nargs="+", help="folders of models whose mean is evaluated"
+    )
     given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if given.committee:
+        record(
+            given, {"model": "mean of " + ", ".join(map(str, given.committee))}, committee(given)
+        )
+        return None
     if given.model is None:
         return table(given.out)
     side, model, settings, rate = RECIPES[given.model]
+    if given.optimizer == "muon":
+        rate = MUON_RATE
     recipe = (side, model, settings | given.settings, given.rate or rate)
-    warnings.simplefilter("ignore")
+    about = {"model": given.model, "settings": recipe[2], "rate": recipe[3]}
+    about |= {"optimizer": given.optimizer, "weight_decay": given.weight_decay}
     if side == "ours":
-        found = ours(recipe, given.element, given.seconds, given.weight_decay, given.device)
+        about |= {"seed": given.seed}
+        found = ours(recipe, given)
+    elif given.optimizer == "muon" or given.epochs or given.seed or given.save:
+        parser.error("--optimizer muon, --epochs, --seed and --save are for models of ours")
     else:
+        about |= {"compiled": given.compiled}
         found = peer(
             recipe, given.element, given.seconds, given.weight_decay, given.device, given.compiled
         )
-        found |= {"compiled": given.compiled}
-    found = {"element": given.element, "model": given.model, "seconds": given.seconds} | found
-    found |= {"settings": recipe[2], "rate": recipe[3], "device": given.device}
-    found |= {"weight_decay": given.weight_decay}
+    record(given, about, found)
+    return None
+
+
+def record(given, about, found):
+    """Add a line to ``--out``."""
+    found = {"element": given.element, "seconds": given.seconds, "device": given.device} | found
+    found |= about
     print(json.dumps(found))
     with given.out.open("a") as file:
         file.write(json.dumps(found) + "\n")
-    return None
 
 
 if __name__ == "__main__":
