@@ -208,7 +208,7 @@ def test_a_share_of_every_group_is_held_out(app_modules, tmp_path):
     assert all(abs(a.get_charges().sum() - a.info["total_charge"]) < 1e-6 for a in test)
 
 
-def test_copies_of_a_molecule_stand_side_by_side(app_modules, tmp_path):
+def test_copies_of_a_molecule_stand_side_by_side(app_modules):
     """Neutral rows of four atoms 2.5 Å apart, 7.5 Å long."""
     frames = ase.io.read(io.StringIO(rows([2.5, 2.5])), ":", format="extxyz")
     settings = app_modules["settings"].CostConfig(set="salt", repeats=(3,), gap="3 A")

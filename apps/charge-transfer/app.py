@@ -185,7 +185,8 @@ def figures_of_merit(
     for name, one in outcomes.items():
         benchmark = settings.sets[name].published
         for model, deviations in one.squares.items():
-            reference = None if benchmark is None else ERRORS[benchmark][-(model == "local")]
+            like = -1 if model == "local" else 0
+            reference = None if benchmark is None else ERRORS[benchmark][like]
             for label, unit in UNITS.items():
                 values = getattr(deviations, label)
                 if values is None:

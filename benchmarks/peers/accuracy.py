@@ -166,11 +166,12 @@ def committee(given):
     return found | {"epochs": 0, "parameters": size}
 
 
-def peer(recipe, element, seconds, weight_decay, device, compiled):
+def peer(recipe, given):
     from _torch_models import TorchModel, torch_of_one_thread
     from ase.neighborlist import neighbor_list
 
     _, model, settings, highest = recipe
+    element, device = given.element, given.device
     torch = torch_of_one_thread()
     torch.manual_seed(0)
     train, test = structures(element, "train"), structures(element, "test")
@@ -184,17 +185,17 @@ def peer(recipe, element, seconds, weight_decay, device, compiled):
         reference=np.mean([one.get_potential_energy() / len(one) for one in train]),
         scale=float(np.sqrt(np.mean(forces**2))),
         neighbors=edges / sum(map(len, train)),
-        compiled=compiled,
+        compiled=given.compiled,
         device=device,
     )
     for one in train + test:
         side.graph(one)
-    optimizer = torch.optim.AdamW(side.parameters, lr=0.0, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(side.parameters, lr=0.0, weight_decay=given.weight_decay)
     average = [p.detach().clone() for p in side.parameters]
     rng, n_steps, order = np.random.default_rng(0), 0, []
     labels = {id(one): tensors_of(torch, one, device) for one in train + test}
     start = time.perf_counter()
-    while (share := (time.perf_counter() - start) / seconds) < 1.0:
+    while (share := (time.perf_counter() - start) / given.seconds) < 1.0:
         if not order:
             order = list(rng.permutation(len(train)))
         chosen = [train[order.pop()] for _ in range(min(BATCH, len(order)))]
@@ -312,17 +313,15 @@ def main():
         parser.error("--optimizer muon, --epochs, --seed and --save are for models of ours")
     else:
         about |= {"compiled": given.compiled}
-        found = peer(
-            recipe, given.element, given.seconds, given.weight_decay, given.device, given.compiled
-        )
+        found = peer(recipe, given)
     record(given, about, found)
     return None
 
 
 def record(given, about, found):
     """Add a line to ``--out``."""
-    found = {"element": given.element, "seconds": given.seconds, "device": given.device} | found
-    found |= about
+    seconds = None if given.epochs or given.committee else given.seconds
+    found = {"element": given.element, "seconds": seconds, "device": given.device} | found | about
     print(json.dumps(found))
     with given.out.open("a") as file:
         file.write(json.dumps(found) + "\n")
