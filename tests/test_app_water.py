@@ -163,6 +163,19 @@ def test_the_full_preset_learns_the_published_network_from_another_start(water):
     assert run.replicas * run.steps(run.production_ps) == 6000
 
 
+def test_the_network_that_full_learned_is_the_one_of_its_results(water):
+    """A number of the results, computed again from the model beside them."""
+    results = json.loads((APP / "results" / "full.json").read_text())
+    settings = load_config(water.WaterConfig, APP / "config" / "full.yaml")
+    assert results["settings"] == settings.model_dump(mode="json")
+    potential, params = load_model(APP / "results" / "full-model")
+    assert potential.config == water.build_potential(settings.model).config
+    r = np.linspace(2.0, 2.4, 41)
+    force = -np.diff(water.pair_energy(settings.model, params, r)) / np.diff(r)
+    wanted = results["metrics"]["pair_force_min_below_2p4_A"]["value"]
+    assert force.min() == pytest.approx(wanted, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_a_network_takes_over_the_forces_of_another_model(water, tmp_path):
     """From frames at two temperatures, as far as a network this small and short can."""
@@ -172,6 +185,7 @@ def test_a_network_takes_over_the_forces_of_another_model(water, tmp_path):
     settings["model"]["network"] |= small
     settings["matching"] |= {"temperatures_kelvin": ["300 K", "500 K"], "learning_rate": 0.01}
     settings["matching"] |= {"n_steps": 150, "equilibration_ps": 0.5, "production_ps": 4.0}
+    settings["matching"] |= {"n_beads": 125, "frame_ps": 0.5}
     settings = load_config(water.WaterConfig, settings)
     classical = load_config(water.WaterConfig, APP / "config" / "quick.yaml")
     teacher = water.build_potential(classical.model)

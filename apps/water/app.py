@@ -47,6 +47,7 @@ class Validation(NamedTuple):
 @app.callback()
 def main() -> None:
     compile_without_search()
+    jax.config.update("jax_default_matmul_precision", "float32")
     jax.config.update("jax_enable_x64", True)
 
 
@@ -65,28 +66,29 @@ def train_model(preset: Preset = "quick", config: Settings = None, out: Out = No
 def run(preset: Preset = "quick", config: Settings = None, out: Out = None) -> None:
     """Learn, simulate with the result and report; the same command again resumes."""
     settings, out = prepare(preset, config, out)
-    potential, initial, learned = trained(settings, out)
+    potential, start, learned = trained(settings, out)
     after = validate(settings, potential, learned, out / "validation")
-    before = validate(settings, potential, initial, out / "before", fraction=0.25)
+    before = validate(settings, potential, start, out / "before", fraction=0.1)
     metrics = compare(settings, learned, before, after)
     history = read_metrics(out / "training" / "metrics.jsonl")
     write_results(out / "results.json", metrics, settings=settings.model_dump(mode="json"))
-    figures.write_page(out, settings, (initial, learned), (before, after), metrics, history)
+    figures.write_page(out, settings, (start, learned), (before, after), metrics, history)
     for name, metric in metrics.items():
         typer.echo(f"{name:24s} {metric.value:12.5g} ± {metric.error or 0.0:.2g} {metric.unit}")
     typer.echo(f"report: {out / 'report.html'}")
 
 
 def trained(settings: water.WaterConfig, out: Path) -> tuple[Potential, Any, Any]:
-    """The potential with its initial and learned parameters."""
+    """The potential with the parameters that learning starts from, and those it leads to."""
     potential = water.build_potential(settings.model)
-    initial = potential.init(jax.random.key(settings.seed))
+    start = potential.init(jax.random.key(settings.seed))
+    if settings.matching is not None:
+        start = matched(settings, potential, start, out)
     if not (out / "model").exists():
-        start = initial if settings.matching is None else matched(settings, potential, initial, out)
         learned = learn(settings, potential, start, out)
         save_model(out / "model", potential, learned, training=settings.model_dump(mode="json"))
     potential, learned = load_model(out / "model")
-    return potential, initial, learned
+    return potential, start, learned
 
 
 def prepare(preset: str, config: Path | None, out: Path | None) -> tuple[water.WaterConfig, Path]:

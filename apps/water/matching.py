@@ -15,6 +15,7 @@ from mosaicmd.kernel.data import Labels
 from mosaicmd.kernel.examples import Example, make_examples
 from mosaicmd.kernel.force_matching import force_matching
 from mosaicmd.kernel.label_errors import MatchingLoss
+from mosaicmd.kernel.muon import muon
 from mosaicmd.kernel.potentials import Potential, evaluate
 from mosaicmd.kernel.training import train
 
@@ -33,7 +34,7 @@ def match(
     algorithm = force_matching(
         potential.energy,
         MatchingLoss(forces=run.forces, stress=run.stress),
-        optax.adam(optax.cosine_decay_schedule(run.learning_rate, run.n_steps)),
+        muon(optax.cosine_decay_schedule(run.learning_rate, run.n_steps)),
         max_gradient_norm=10.0,
     )
     state = train(
@@ -67,7 +68,7 @@ def labelled(
 
     dynamics = water.simulation(settings, run, potential, observe=observe)
     kT = units.KELVIN * jnp.array(run.temperatures_kelvin * (run.replicas or 1))
-    start = water.start_system(settings, settings.seed + 2)
+    start = water.start_system(settings, settings.seed + 2, run.n_beads)
     key = jax.random.key(settings.seed + 2)
     state = dynamics.start(key, params, start, kT=kT, replicas=len(kT))
     skipped, kept = run.steps(run.equilibration_ps), run.steps(run.production_ps)

@@ -116,10 +116,11 @@ class MatchingConfig(RunConfig):
     """Force matching to the model that another preset learns, as a start for this one.
 
     That model is simulated at every temperature; weights are of squared deviations in eV/Å and
-    eV/Å³. Adam's learning rate falls along a half cosine.
+    eV/Å³. The learning rate, that of Muon, falls along a half cosine.
     """
 
     preset: str
+    n_beads: int = Field(gt=0)
     temperatures_kelvin: tuple[Temperature, ...] = Field(min_length=1)
     n_steps: int = Field(gt=0)
     batch_size: int = Field(default=4, gt=0)
@@ -144,13 +145,14 @@ class WaterConfig(Config):
         return self.temperature_kelvin * units.KELVIN
 
 
-def start_system(config: WaterConfig, seed: int) -> System:
+def start_system(config: WaterConfig, seed: int, n_beads: int | None = None) -> System:
     """Beads on randomly chosen, slightly shaken sites of a cubic lattice, in float32."""
     rng = np.random.default_rng(seed)
-    edge = (config.n_beads * WATER_MASS / config.density) ** (1.0 / 3.0)
-    n_sites = int(np.ceil(config.n_beads ** (1.0 / 3.0)))
+    n_beads = n_beads or config.n_beads
+    edge = (n_beads * WATER_MASS / config.density) ** (1.0 / 3.0)
+    n_sites = int(np.ceil(n_beads ** (1.0 / 3.0)))
     sites = np.stack(np.meshgrid(*[np.arange(n_sites)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    chosen = sites[rng.permutation(len(sites))[: config.n_beads]] * edge / n_sites
+    chosen = sites[rng.permutation(len(sites))[:n_beads]] * edge / n_sites
     positions = chosen + rng.normal(scale=0.1, size=chosen.shape)
     return make_system(positions, OXYGEN, cell=edge, masses=WATER_MASS, dtype=jnp.float32)
 

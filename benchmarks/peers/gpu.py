@@ -7,16 +7,16 @@ prepare are stopped. Results are lines of JSON, written to `--out` as they come,
 lost when the whole is cut off::
 
     python benchmarks/peers/gpu.py --out gpu.jsonl --seconds 150 \\
-        --mace-path SITE_WITH_MACE --allegro-path SITE_WITH_ALLEGRO
+        --mace-path SITE_WITH_MACE --allegro-path SITE_WITH_ALLEGRO --chemtrain-path SITE
     python benchmarks/peers/gpu.py --out gpu.jsonl --table
 
-Sites are folders for PYTHONPATH, for both codes want versions of e3nn that exclude each other;
-`--mace-python` and `--allegro-python` name other interpreters. `cuequivariance` is the path of
-mace-torch through cuequivariance-torch, `compiled` that of nequip-allegro through
-`torch.compile`. Ours are compiled without the search for the fastest form of every product that
-XLA makes by default, which takes minutes (`searched` is with it), with products by Triton or, as
-`cuBLAS`, by the library (`searched cuBLAS`: by its fastest form). With `--device cpu` the same
-runs without a GPU.
+Sites are folders for PYTHONPATH, for two of the codes want versions of e3nn that exclude each
+other; `--mace-python`, `--allegro-python` and `--chemtrain-python` name other interpreters.
+`cuequivariance` is the path of mace-torch through cuequivariance-torch, `compiled` that of
+nequip-allegro through `torch.compile`. Ours are compiled without the search for the fastest form
+of every product that XLA makes by default, which takes minutes (`searched` is with it), with
+products by Triton or, as `cuBLAS`, by the library (`searched cuBLAS`: by its fastest form). With
+`--device cpu` the same runs without a GPU.
 """
 
 import argparse
@@ -48,6 +48,7 @@ SIDES: dict[str, tuple[str, str, dict[str, Any]]] = {  # who, architecture, sett
     "nequip-allegro, compiled": ("allegro", "allegro", ALLEGRO),
     "NequIP": ("ours", "nequip", {}),
     "DimeNet++": ("ours", "dimenet", {"n_features": 32, "species_features": 16}),
+    "chemtrain": ("chemtrain", "dimenet", {}),
 }
 UNTUNED = "--xla_gpu_autotune_level=0"
 FLAGS = {  # of XLA, by what a name ends with
@@ -62,6 +63,7 @@ SIDES |= {
     for kind in list(FLAGS)[1:]
     if side[0] == "ours"
 }
+PEERS = ("mace", "allegro", "chemtrain")
 SIZES, SMALL, TURN = (1000, 10648, 216), 64, 20.0
 
 
@@ -163,6 +165,25 @@ def theirs(name, n_atoms, training, device):
     return step, memory, known
 
 
+def chemtrain(name, n_atoms, training, device):
+    """The network of chemtrain, which later versions of JAX than it asks for compile as well."""
+    import jax
+    from dimenet import chemtrain
+
+    jax.config.update("jax_platforms", device)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    atoms = silicon(n_atoms)
+    known, *functions, args = chemtrain(atoms.get_positions(wrap=True), atoms.cell[0, 0], CUTOFF)
+    start = time.perf_counter()
+    compiled = functions[training].lower(*args).compile()
+    known["compile"] = time.perf_counter() - start
+
+    def memory():
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    return lambda: jax.block_until_ready(compiled(*args)), memory, known
+
+
 def limits(name, n_atoms, training, device):
     """A large product of matrices and a copy: what the device can do at most."""
     del name, n_atoms
@@ -182,10 +203,13 @@ def limits(name, n_atoms, training, device):
     return lambda: jax.block_until_ready(function(x)), lambda: None, known
 
 
+PREPARED = {"ours": ours, "mace": theirs, "allegro": theirs, "chemtrain": chemtrain}
+
+
 def worker(name, n_atoms, training, device):
     """Prepare, say so, wait for the turn, measure, say what was found."""
     start = time.perf_counter()
-    prepare = limits if name == "limits" else ours if SIDES[name][0] == "ours" else theirs
+    prepare = limits if name == "limits" else PREPARED[SIDES[name][0]]
     step, memory, known = prepare(name, n_atoms, training, device)
     known["preparing"] = time.perf_counter() - start
     print("READY", flush=True)
@@ -208,12 +232,9 @@ class Job:
         self.key, self.started, self.state = key, time.perf_counter(), "prepares"
         name, n_atoms, training = key
         who = "ours" if name == "limits" else SIDES[name][0]
-        python = {
-            "ours": sys.executable,
-            "mace": given.mace_python,
-            "allegro": given.allegro_python,
-        }
-        path = {"ours": None, "mace": given.mace_path, "allegro": given.allegro_path}[who]
+        python, path = sys.executable, None
+        if who in PEERS:
+            python, path = (getattr(given, f"{who}_{of}") for of in ("python", "path"))
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
         environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
@@ -221,7 +242,7 @@ class Job:
             environment["XLA_FLAGS"] = FLAGS[name.partition(", ")[2]]
         if path:
             environment["PYTHONPATH"] = path
-        command = [python[who], __file__, "--worker", name, n_atoms, int(training), given.device]
+        command = [python, __file__, "--worker", name, n_atoms, int(training), given.device]
         self.errors, self.read = tempfile.TemporaryFile("w+"), b""  # noqa: SIM115
         self.process = subprocess.Popen(
             list(map(str, command)),
@@ -366,7 +387,7 @@ if __name__ == "__main__":
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of atoms")
     parser.add_argument("--only", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    for who in ("mace", "allegro"):
+    for who in PEERS:
         parser.add_argument(f"--{who}-python", default=sys.executable)
         parser.add_argument(f"--{who}-path", help="PYTHONPATH for it")
     given = parser.parse_args()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import eval_legendre, spherical_jn
 
-from mosaicmd.gnn_models import DimeNetConfig, dimenet
+from mosaicmd.gnn_models import DimeNetConfig, dimenet, triplets
 from mosaicmd.gnn_models.spherical_bessel import spherical_bessel_roots
 from mosaicmd.kernel.config import ConfigError
 from mosaicmd.kernel.graphs import host_graph, pad_graph
@@ -282,16 +282,27 @@ def test_energies_may_start_from_nothing():
     assert all(np.any(output["energy"]) for output in slope["outputs"])
 
 
-@pytest.mark.parametrize("most", [10, 12])
-def test_edges_beyond_the_cutoff_are_left_out_of_long_rows(most):
-    """A list of 5 Å in rows, by pairs and by moments, beside the exact graph."""
+@pytest.fixture(params=[True, False], ids=["on a CPU", "as on a GPU"])
+def device(request, monkeypatch):
+    """Forms of the sums for both kinds of devices, computed on this one."""
+    for where in (module, triplets):
+        monkeypatch.setattr(where, "on_cpu", lambda: request.param)
+
+
+@pytest.mark.parametrize(
+    ("most", "mean"), [(10, None), (12, None), (12, 8.5), (None, 9.0), (10, 9.5)]
+)
+@pytest.mark.usefixtures("device")
+def test_edges_beyond_the_cutoff_are_left_out_of_long_rows(most, mean):
+    """A list of 5 Å in rows, by pairs and by moments, in rows and not, beside the exact graph."""
     system = random_system(3, n_atoms=8)
     graph, rows = (host_graph(system, c, reverse=True) for c in (TINY.cutoff, 5.0))
     rows = in_rows(rows, 8)
     plain = dimenet(TINY)
     params = with_biases(plain)
-    potential = dimenet(TINY.model_copy(update={"most_neighbors": most}))
-    assert most < rows.row_length
+    promises = {"most_neighbors": most, "most_edges_per_atom": mean}
+    potential = dimenet(TINY.model_copy(update=promises))
+    assert (most or mean) < rows.row_length
     wanted = evaluate(plain.energy, params, system, graph, stress=True)
     found = evaluate(potential.energy, params, system, rows, stress=True)
     for name in ("energy", "forces", "stress"):
@@ -299,12 +310,20 @@ def test_edges_beyond_the_cutoff_are_left_out_of_long_rows(most):
         np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11, err_msg=name)
 
 
-def test_rows_that_are_too_short_are_not_silent():
-    """One neighbor less than there are."""
+@pytest.mark.parametrize("promise", ["most_neighbors", "most_edges_per_atom", "both"])
+def test_broken_promises_are_not_silent(promise):
+    """One neighbor less than there are, or a little less on average."""
     system = random_system(3, n_atoms=8)
-    graph = host_graph(system, 3.5)
-    most = int(np.bincount(np.asarray(graph.receivers)).max())
-    potential = dimenet(TINY.model_copy(update={"most_neighbors": most - 1}))
+    graph = host_graph(system, 3.5, reverse=True)
+    count = np.bincount(np.asarray(graph.receivers))
+    promises = {"most_neighbors": int(count.max()) - 1, "most_edges_per_atom": count.mean() - 0.2}
+    if promise == "both":
+        promises["most_edges_per_atom"] = count.mean() + 0.2
+        graph = in_rows(host_graph(system, 5.0, reverse=True), 8)
+    else:
+        promises = {promise: promises[promise]}
+        graph = graph if promise == "most_neighbors" else in_rows(graph, 8)
+    potential = dimenet(TINY.model_copy(update=promises))
     energies = jax.jit(potential.energy)(with_biases(potential), system, graph)
     assert np.isnan(energies).all()
 

@@ -10,6 +10,7 @@ import pytest
 from mosaicmd.kernel.graphs import (
     FAR,
     edge_vectors,
+    edges_within,
     gather_receivers,
     gather_senders,
     host_graph,
@@ -211,35 +212,50 @@ def test_derivatives_with_padding_are_finite():
 
 
 @pytest.mark.parametrize("kind", ["plain", "reverse", "padded reverse", "rows"])
-def test_rows_within_a_cutoff_are_the_graph_of_that_cutoff(kind):
-    """Edges, energies and forces of 4.2 Å from lists of 5.5 Å, in rows as long as the longest."""
+@pytest.mark.parametrize("shortened", [rows_within, edges_within])
+def test_edges_within_a_cutoff_are_the_graph_of_that_cutoff(kind, shortened):
+    """Edges, energies and forces of 4.2 Å from lists of 5.5 Å, with as few slots as hold them."""
     system = from_ase(rattled_titanium())
     graph = with_all_kinds_of_graphs(system, 5.5)[kind]
     near = host_graph(system, 4.2)
-    most = int(np.bincount(np.asarray(near.receivers)).max())
-    rows, fits = jax.jit(rows_within, static_argnums=(2, 3))(system, graph, 4.2, most)
+    in_rows = shortened is rows_within
+    most = int(np.bincount(np.asarray(near.receivers)).max()) if in_rows else near.n_edges
+    found, fits = jax.jit(shortened, static_argnums=(2, 3))(system, graph, 4.2, most)
     assert fits
-    assert rows.row_length == most
-    mask = np.asarray(rows.mask)
-    assert edges_of(rows, mask) == edges_of(near, np.ones(near.n_edges, bool))
-    assert (np.asarray(rows.receivers) == np.repeat(np.arange(system.n_atoms), most)).all()
-    assert (rows.reverse is None) == (graph.reverse is None)
-    if rows.reverse is not None:
-        back = np.asarray(rows.reverse)
-        np.testing.assert_array_equal(back[back], np.arange(rows.n_edges))
-        np.testing.assert_array_equal(rows.senders[back], rows.receivers)
-        np.testing.assert_array_equal(rows.shifts[back], -rows.shifts)
+    assert found.row_length == (most if in_rows else None)
+    mask = np.asarray(found.mask)
+    assert edges_of(found, mask) == edges_of(near, np.ones(near.n_edges, bool))
+    if in_rows:
+        assert (np.asarray(found.receivers) == np.repeat(np.arange(system.n_atoms), most)).all()
+    else:
+        np.testing.assert_array_equal(found.receivers, near.receivers)
+    assert (found.reverse is None) == (graph.reverse is None)
+    if found.reverse is not None:
+        back = np.asarray(found.reverse)
+        np.testing.assert_array_equal(back[back], np.arange(found.n_edges))
+        np.testing.assert_array_equal(found.senders[back], found.receivers)
+        np.testing.assert_array_equal(found.shifts[back], -found.shifts)
 
     def energy(positions, graph):
         return pair_energy(system._replace(positions=positions), graph, 4.2)
 
-    for found, wanted in zip(
-        jax.value_and_grad(energy)(system.positions, rows),
+    for one, wanted in zip(
+        jax.value_and_grad(energy)(system.positions, found),
         jax.value_and_grad(energy)(system.positions, near),
         strict=True,
     ):
-        np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)
-    assert not rows_within(system, graph, 4.2, most - 1)[1]
+        np.testing.assert_allclose(one, wanted, rtol=1e-10, atol=1e-12)
+    assert not shortened(system, graph, 4.2, most - 1)[1]
+
+
+def test_slots_without_an_edge_are_those_of_the_last_atom():
+    system = from_ase(rattled_titanium())
+    near = host_graph(system, 4.2)
+    found, fits = edges_within(system, host_graph(system, 5.5, reverse=True), 4.2, near.n_edges + 3)
+    assert fits
+    np.testing.assert_array_equal(found.mask, np.arange(near.n_edges + 3) < near.n_edges)
+    np.testing.assert_array_equal(found.receivers[-3:], system.n_atoms - 1)
+    np.testing.assert_array_equal(found.reverse[-3:], near.n_edges + np.arange(3))
 
 
 def edges_of(graph, mask):

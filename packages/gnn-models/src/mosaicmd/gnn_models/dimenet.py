@@ -21,13 +21,20 @@ from mosaicmd.gnn_models.spherical_bessel import (
 from mosaicmd.gnn_models.triplets import (
     EdgeRows,
     edge_rows,
+    on_cpu,
     pair_polynomials,
     sum_pairs,
     sum_triplets,
     to_rows,
 )
 from mosaicmd.kernel.config import Config, Length, load_config
-from mosaicmd.kernel.graphs import Graph, edge_components, rows_within, sum_edges
+from mosaicmd.kernel.graphs import (
+    Graph,
+    edge_components,
+    edges_within,
+    rows_within,
+    sum_edges,
+)
 from mosaicmd.kernel.potentials import Params, Potential
 from mosaicmd.kernel.systems import System
 
@@ -35,6 +42,7 @@ Array = jax.Array
 
 
 _FEW_NEIGHBORS = 10
+_FEW_ON_GPU = 32
 """Longest rows whose pairs are cheaper than moments."""
 
 
@@ -54,8 +62,10 @@ class DimeNetConfig(Config):
     ``most_neighbors`` is a promise that no atom has more than that many within the cutoff. It
     changes no result, only how it is found: edges beyond the cutoff, which lists for simulations
     have many of, are then left out, and the triplets of up to ten neighbors, as in crystals with
-    few bonds, are summed pair by pair. Energies are NaN where an atom has more than rows so
-    shortened can hold.
+    few bonds, are summed pair by pair. ``most_edges_per_atom`` is the same of the mean over all
+    atoms, for liquids, whose atoms have few neighbors more often than many: messages then are as
+    many as there are edges, and not as many as the longest rows hold. Energies are NaN where a
+    promise is broken.
     """
 
     species: tuple[int, ...]
@@ -73,6 +83,7 @@ class DimeNetConfig(Config):
     basis_features: int = Field(default=8, ge=1)
     output_features: int | None = Field(default=None, ge=1)
     most_neighbors: int | None = Field(default=None, ge=1, le=64)
+    most_edges_per_atom: float | None = Field(default=None, gt=0.0)
     zero_energy: bool = False
 
     @model_validator(mode="after")
@@ -191,10 +202,7 @@ def dimenet(config: DimeNetConfig) -> Potential:
         }
 
     def energy(params: Params, system: System, graph: Graph) -> Array:
-        fits = None
-        most = config.most_neighbors
-        if most is not None and most < (graph.row_length or _FEW_NEIGHBORS + 1):
-            graph, fits = rows_within(system, graph, cutoff, most)
+        graph, fits = _shortened(config, system, graph)
         x, y, z = edge_components(system, graph)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), params)
         distances = jnp.sqrt(x * x + y * y + z * z)
@@ -209,8 +217,10 @@ def dimenet(config: DimeNetConfig) -> Potential:
         kind = species_index(config.species, system)
         m = _first_messages(params["embedding"], kind, radial, graph)
         n_atoms = system.n_atoms
-        rows = edge_rows(graph, n_atoms, _row_length(graph, n_atoms))
-        pairs = graph.row_length is not None and graph.row_length <= _FEW_NEIGHBORS
+        longest = graph.row_length or (config.most_neighbors if fits is not None else None)
+        pairs = longest is not None and longest <= (_FEW_NEIGHBORS if on_cpu() else _FEW_ON_GPU)
+        length = longest if pairs else _row_length(graph, n_atoms)
+        rows = edge_rows(graph, n_atoms, length, one_each=pairs)
         *directions, scaled = jnp.moveaxis(to_rows(polar, rows), -1, 0)
         spherical = _spherical_basis(scaled, rows, config)
         hear = _sums_over_triplets(directions, rows, n_l, n_atoms, pairs=pairs)
@@ -234,6 +244,22 @@ def dimenet(config: DimeNetConfig) -> Potential:
 def build(config: Mapping[str, Any]) -> Potential:
     """:func:`dimenet` from the configuration in a model file."""
     return dimenet(load_config(DimeNetConfig, config))
+
+
+def _shortened(config: DimeNetConfig, system: System, graph: Graph) -> tuple[Graph, Array | None]:
+    """The graph without edges that promises exclude, and whether these hold, if it changed."""
+    most, mean = config.most_neighbors, config.most_edges_per_atom
+    length = graph.row_length
+    if length is not None and mean is not None and mean < min(length, most or length):
+        n_edges = math.ceil(mean * system.n_atoms)
+        graph, fits = edges_within(system, graph, config.cutoff, n_edges)
+        if most is not None:
+            count = jnp.zeros(system.n_atoms, jnp.int32).at[graph.receivers].add(graph.mask)
+            fits &= jnp.all(count <= most)
+        return graph, fits
+    if most is not None and most < (length or _FEW_NEIGHBORS + 1):
+        return rows_within(system, graph, config.cutoff, most)
+    return graph, None
 
 
 def _sums_over_triplets(
@@ -279,7 +305,11 @@ def _interaction(
     sent = jax.nn.silu((_layer(params["source"], m) * filters) @ params["down"])
     weight = params["spherical"]["in"] @ params["spherical"]["out"]
     weights = list(weight.reshape(len(spherical), -1, weight.shape[1]))
-    basis = [f.T @ w for f, w in zip(spherical, weights, strict=True)]
+    if on_cpu():
+        basis = [f.T @ w for f, w in zip(spherical, weights, strict=True)]
+    else:  # one product
+        together = jnp.concatenate(spherical).T @ jax.scipy.linalg.block_diag(*weights)
+        basis = jnp.split(together, len(spherical), axis=1)
     heard = hear(sent, basis)
     new = _layer(params["target"], m) + jax.nn.silu(heard @ params["up"])
     for residual in params["before"]:

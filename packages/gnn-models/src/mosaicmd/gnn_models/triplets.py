@@ -7,7 +7,8 @@ each edge then reads the moments: linear in the number of neighbors, in memory t
 nothing of which the number would have to be known beforehand, and so nothing can overflow.
 
 An atom with few neighbors has fewer pairs of them than moments. Where all neighbors of an atom
-stand in one short row, :func:`sum_pairs` goes over the pairs of each row.
+stand in one short row, :func:`sum_pairs` goes over the pairs of each row. On a GPU, where both are
+products of small matrices, one product over pairs does what takes one for every ``l`` by moments.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def opposite_edges(graph: Graph) -> Array:
     return each.at[target].set(edges[:-1], mode="drop")
 
 
-def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
+def edge_rows(graph: Graph, n_atoms: int, length: int, *, one_each: bool = False) -> EdgeRows:
     """Put the edges of a graph into rows.
 
     There are ``n_edges // length + n_atoms`` rows, which is enough for all graphs: an atom
@@ -72,6 +73,7 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
         graph: edges sorted by receiver.
         n_atoms: number of atom slots.
         length: of a row, if the graph is not in rows already.
+        one_each: every atom has one row and no more, which is long enough for it.
     """
     n_edges = graph.n_edges
     reverse = opposite_edges(graph)
@@ -92,11 +94,11 @@ def edge_rows(graph: Graph, n_atoms: int, length: int) -> EdgeRows:
     count = jnp.zeros(n_atoms, jnp.int32).at[graph.receivers].add(1, indices_are_sorted=True)
     last = jnp.cumsum(count, dtype=jnp.int32)
     first = last - count
-    n_rows_of = -(-count // length)
+    n_rows_of = jnp.ones_like(count) if one_each else -(-count // length)
     end = jnp.cumsum(n_rows_of, dtype=jnp.int32)
     row = end - n_rows_of  # the first of each atom
     rank = each - first[graph.receivers]
-    n_rows = n_edges // length + n_atoms
+    n_rows = n_atoms if one_each else n_edges // length + n_atoms
     every = jnp.arange(n_rows, dtype=jnp.int32)
     owner = jnp.cumsum(jnp.zeros(n_rows, jnp.int32).at[end].add(1), dtype=jnp.int32)
     owner = jnp.minimum(owner, n_atoms - 1)
@@ -162,7 +164,7 @@ def sum_triplets(
     sent = [sent * each.reshape(sent.shape) for each in filters]
     gather, spread = (_plain_in, _plain_out) if rows.forward_mode else (_sum_in, _sum_out)
     parts = [gather(Z, each) for Z, each in zip(harmonics, sent, strict=True)]
-    if not _on_cpu():  # one product, and the moments once
+    if not on_cpu():  # one product, and the moments once
         harmonics, parts = ([jnp.concatenate(each, axis=1)] for each in (harmonics, parts))
     if rows.atoms.shape[0] != n_atoms:  # sizes may be symbolic
         moments = jnp.concatenate(parts, axis=1)
@@ -204,7 +206,7 @@ def sum_pairs(messages: Array, filters: list[Array], polynomials: Array, rows: E
         filters: ``f_l``, for each ``l`` ``[n_rows, length, n_features]``, zero where masked;
             the first two may be one.
         polynomials: of the directions, from :func:`pair_polynomials`.
-        rows: of a graph in rows.
+        rows: of a graph in rows, or one for each atom.
 
     Returns:
         Shape ``[n_edges, n_features]``.
@@ -251,20 +253,21 @@ def _kept(values: Array, index: Array) -> Array:
     return jax.lax.cond(never, jnp.zeros_like, lambda kept: kept, values)
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether programs are for a CPU, where small products of matrices are slow."""
     return jax.default_backend() == "cpu"
 
 
 def _plain_in(Z: Array, sent: Array) -> Array:
     """``[r, m, k], [r, k, c] -> [r, m, c]``; on CPUs much faster than as small matrix products."""
-    if not _on_cpu():
+    if not on_cpu():
         return jnp.einsum("rmk,rkc->rmc", Z, sent)
     return jnp.sum(Z[:, :, :, None] * sent[:, None], axis=2)
 
 
 def _plain_pairs(P: Array, sent: Array) -> Array:
     """:func:`_plain_in` term by term, which on CPUs is one pass: long sums become several."""
-    if not _on_cpu():
+    if not on_cpu():
         return jnp.einsum("rkm,rmc->rkc", P, sent)
     terms = (P[:, :, m, None] * sent[:, None, m] for m in range(P.shape[2]))
     return functools.reduce(jnp.add, terms)
@@ -272,7 +275,7 @@ def _plain_pairs(P: Array, sent: Array) -> Array:
 
 def _plain_out(Z: Array, moments: Array) -> Array:
     """``[r, m, k], [r, m, c] -> [r, k, c]``."""
-    if not _on_cpu():
+    if not on_cpu():
         return jnp.einsum("rmk,rmc->rkc", Z, moments)
     return jnp.sum(Z[:, :, :, None] * moments[:, :, None], axis=1)
 

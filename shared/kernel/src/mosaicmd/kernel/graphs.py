@@ -190,8 +190,7 @@ def rows_within(
         The graph, with ``reverse`` if ``graph`` has it, and whether all edges found a place: with
         ``False``, discard what is computed.
     """
-    x, y, z = edge_components(jax.lax.stop_gradient(system), graph)
-    near = graph.mask & (x * x + y * y + z * z < cutoff**2)
+    near = _shorter(system, graph, cutoff)
     n_atoms = system.n_atoms
     if graph.row_length is not None:
         table = near.reshape(n_atoms, graph.row_length).astype(jnp.int32)
@@ -202,28 +201,68 @@ def rows_within(
         count = jnp.zeros(n_atoms, jnp.int32).at[graph.receivers].add(ones, indices_are_sorted=True)
         first = jnp.cumsum(count, dtype=jnp.int32) - count
         rank = jnp.cumsum(ones, dtype=jnp.int32) - 1 - first[graph.receivers]
-    n_slots = n_atoms * row_length
-    placed = near & (rank < row_length)
-    slots = jnp.where(placed, graph.receivers * row_length + rank, n_slots)
-    every = jnp.arange(n_slots, dtype=jnp.int32)
-    edges = jnp.arange(graph.n_edges, dtype=jnp.int32)
-    edges = jnp.zeros(n_slots, jnp.int32).at[slots].set(edges, mode="drop")
+    every = jnp.arange(n_atoms * row_length, dtype=jnp.int32)
     owner = every // row_length
-    mask = every % row_length < count[owner]
+    placed = near & (rank < row_length)
+    slots = jnp.where(placed, graph.receivers * row_length + rank, n_atoms * row_length)
+    rows = _rearranged(graph, placed, slots, every % row_length < count[owner], owner)
+    return dataclasses.replace(rows, row_length=row_length), jnp.all(count <= row_length)
+
+
+def edges_within(system: System, graph: Graph, cutoff: float, n_edges: int) -> tuple[Graph, Array]:
+    """The edges of a graph that are shorter than ``cutoff``, one after the other, then padding.
+
+    Args:
+        system: that the graph belongs to.
+        graph: edges sorted by receiver, in rows or not.
+        cutoff: Å.
+        n_edges: slots for edges of the new graph.
+
+    Returns:
+        The graph, with ``reverse`` if ``graph`` has it, and whether all edges found a place: with
+        ``False``, discard what is computed.
+    """
+    near = _shorter(system, graph, cutoff)
+    rank = jnp.cumsum(near, dtype=jnp.int32) - 1
+    placed = near & (rank < n_edges)
+    slots = jnp.where(placed, rank, n_edges)
+    count = jnp.sum(near, dtype=jnp.int32)
+    mask = jnp.arange(n_edges, dtype=jnp.int32) < count
+    owner = jnp.full(n_edges, system.n_atoms - 1, jnp.int32)
+    owner = owner.at[slots].set(graph.receivers, mode="drop")
+    return _rearranged(graph, placed, slots, mask, owner), count <= n_edges
+
+
+def _shorter(system: System, graph: Graph, cutoff: float) -> Array:
+    x, y, z = edge_components(jax.lax.stop_gradient(system), graph)
+    return graph.mask & (x * x + y * y + z * z < cutoff**2)
+
+
+def _rearranged(graph: Graph, placed: Array, slots: Array, mask: Array, owner: Array) -> Graph:
+    """A graph without rows, whose slots hold edges of another one.
+
+    Args:
+        graph: the other one.
+        placed: which of its edges are kept, ``[n_edges]``.
+        slots: where they go, ``[n_edges]``; beyond the new slots for those that are not kept.
+        mask: which slots are filled, ``[n_slots]``.
+        owner: receivers of the slots, ``[n_slots]``.
+    """
+    every = jnp.arange(mask.shape[0], dtype=jnp.int32)
+    edges = jnp.arange(graph.n_edges, dtype=jnp.int32)
+    edges = jnp.zeros_like(every).at[slots].set(edges, mode="drop")
     reverse = graph.reverse
     if reverse is not None:
         there = reverse[edges]
         reverse = jnp.where(mask & placed[there], slots[there], every).astype(jnp.int32)
-    rows = Graph(
+    return Graph(
         senders=jnp.where(mask, graph.senders[edges], owner),
         receivers=owner,
         shifts=jnp.where(mask[:, None], graph.shifts[edges], 0),
         mask=mask,
         overflow=graph.overflow,
         reverse=reverse,
-        row_length=row_length,
     )
-    return rows, jnp.all(count <= row_length)
 
 
 def _sum_rows(values: Array, receivers: Array, row_length: int | None, n_atoms: int) -> Array:
