@@ -26,7 +26,7 @@ from published import DATA, ERRORS
 from settings import ChargeTransferConfig, SetConfig, find
 from trainings import divide, trained
 
-from mosaicmd.kernel.compilation import compile_without_search
+from mosaicmd.kernel.compilation import tune_compiler
 from mosaicmd.kernel.config import ConfigError
 from mosaicmd.kernel.data import DataError, read_structures
 from mosaicmd.kernel.potentials import Params, Potential
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 @app.callback()
 def main() -> None:
-    compile_without_search()
+    tune_compiler()
     jax.config.update("jax_enable_x64", True)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler, gauss_newton
 from mosaicmd.kernel import units
-from mosaicmd.kernel.compilation import compile_without_search
+from mosaicmd.kernel.compilation import tune_compiler
 from mosaicmd.kernel.config import ConfigError, load_config
 from mosaicmd.kernel.integrators import langevin
 from mosaicmd.kernel.metrics import read_metrics
@@ -44,7 +44,7 @@ class Validation(NamedTuple):
 
 @app.callback()
 def main() -> None:
-    compile_without_search()
+    tune_compiler()
     jax.config.update("jax_enable_x64", True)
 
 

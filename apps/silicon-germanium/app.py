@@ -27,7 +27,7 @@ from trainings import Job, groups_of, model_folder, rms_force
 from trainings import run as train_one
 
 from mosaicmd.kernel.cluster import map as spread_over
-from mosaicmd.kernel.compilation import compile_without_search
+from mosaicmd.kernel.compilation import tune_compiler
 from mosaicmd.kernel.config import ConfigError
 from mosaicmd.kernel.registry import DataSetError
 from mosaicmd.kernel.report import Metric, write_results
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 
 @app.callback()
 def main() -> None:
-    compile_without_search()
+    tune_compiler()
     jax.config.update("jax_enable_x64", True)
 
 

@@ -11,7 +11,7 @@ import titanium
 import typer
 import validation
 
-from mosaicmd.kernel.compilation import compile_without_search
+from mosaicmd.kernel.compilation import tune_compiler
 from mosaicmd.kernel.config import ConfigError
 from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.model_files import load_model, save_model
@@ -28,7 +28,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 
 @app.callback()
 def main() -> None:
-    compile_without_search()
+    tune_compiler()
     jax.config.update("jax_enable_x64", True)
 
 

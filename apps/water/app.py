@@ -14,7 +14,7 @@ import water
 
 from mosaicmd.difftre import StatePointData, difftre, dynamics_sampler
 from mosaicmd.kernel import observables, units
-from mosaicmd.kernel.compilation import compile_without_search
+from mosaicmd.kernel.compilation import tune_compiler
 from mosaicmd.kernel.config import ConfigError, load_config
 from mosaicmd.kernel.metrics import read_metrics
 from mosaicmd.kernel.model_files import load_model, save_model
@@ -46,7 +46,7 @@ class Validation(NamedTuple):
 
 @app.callback()
 def main() -> None:
-    compile_without_search()
+    tune_compiler()
     jax.config.update("jax_default_matmul_precision", "float32")
     jax.config.update("jax_enable_x64", True)
 

@@ -34,7 +34,6 @@ import numpy as np
 GPA = 0.006241509074
 WEIGHTS = {"energy": 10.0, "forces": 1.0, "stress": 500.0}  # of (eV/atom)², (eV/Å)², (eV/Å³)²
 AVERAGE = 0.99
-CUTOFF = 4.2  # Å, beyond the second neighbors of both crystals
 MACE = {"n_channels": 64, "hidden_l_max": 0, "l_max": 3}
 NEQUIP = {"n_features": 32, "l_max": 2, "n_layers": 3, "parity": False}
 ALLEGRO = {"n_scalars": 64, "n_tensors": 16, "l_max": 2, "n_layers": 2}
@@ -74,7 +73,7 @@ def rate_at(share, highest):
     return highest * min(1.0, share / 0.02) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
 
 
-def examples_of(element):
+def examples_of(element, cutoff):
     """Structures for training and test in float32, with the same energies of atoms taken off."""
     from mosaicmd.kernel.data import labels_of
     from mosaicmd.kernel.examples import make_examples
@@ -84,7 +83,7 @@ def examples_of(element):
     frames = {part: structures(element, part) for part in ("train", "test")}
     data = {p: [(from_ase(a), labels_of(a)) for a in some] for p, some in frames.items()}
     references, _ = fit_reference_energies(data["train"])
-    options = {"cutoff": CUTOFF, "reference_energies": references, "dtype": np.float32}
+    options = {"cutoff": cutoff, "reference_energies": references, "dtype": np.float32}
     examples = {part: make_examples(one, **options) for part, one in data.items()}
     return examples, list(references)
 
@@ -96,21 +95,21 @@ def ours(recipe, given):
 
     from mosaicmd.gnn_models import scaled
     from mosaicmd.kernel.batches import Batches, prefetch
-    from mosaicmd.kernel.compilation import compile_without_search
+    from mosaicmd.kernel.compilation import tune_compiler
     from mosaicmd.kernel.force_matching import MatchingLoss, evaluate_labels, force_matching
     from mosaicmd.kernel.model_files import save_model
     from mosaicmd.kernel.muon import muon
     from mosaicmd.kernel.potentials import build_potential
 
     _, model, settings, highest = recipe
-    compile_without_search()
+    tune_compiler()
     jax.config.update("jax_platforms", given.device)
     jax.config.update("jax_default_matmul_precision", "highest")
-    examples, species = examples_of(given.element)
+    examples, species = examples_of(given.element, given.cutoff)
     forces = np.concatenate([np.ravel(one.targets.forces) for one in examples["train"]])
     n_edges = sum(one.graph.n_edges for one in examples["train"])
     neighbors = n_edges / sum(one.system.n_atoms for one in examples["train"])
-    config = {"species": species, "cutoff": CUTOFF, **settings}
+    config = {"species": species, "cutoff": given.cutoff, **settings}
     if model not in ("painn", "dimenet"):
         config["mean_neighbors"] = neighbors
     potential = scaled(build_potential(model, config), float(np.sqrt(np.mean(forces**2))))
@@ -158,7 +157,7 @@ def committee(given):
     from mosaicmd.kernel.potentials import sum_potentials
 
     jax.config.update("jax_platforms", given.device)
-    examples, _ = examples_of(given.element)
+    examples, _ = examples_of(given.element, given.cutoff)
     members, params = zip(*(load_model(one) for one in given.committee), strict=True)
     mean = scaled(sum_potentials(*members), 1.0 / len(members))
     found = evaluate_labels(mean.energy, params, Batches(examples["test"], BATCH, shuffle=False))
@@ -176,11 +175,11 @@ def peer(recipe, given):
     torch.manual_seed(0)
     train, test = structures(element, "train"), structures(element, "test")
     forces = np.concatenate([np.ravel(one.get_forces()) for one in train])
-    edges = sum(len(neighbor_list("i", one, CUTOFF)) for one in train)
+    edges = sum(len(neighbor_list("i", one, given.cutoff)) for one in train)
     side = TorchModel(
         model,
         settings,
-        CUTOFF,
+        given.cutoff,
         train[0].symbols[0],
         reference=np.mean([one.get_potential_energy() / len(one) for one in train]),
         scale=float(np.sqrt(np.mean(forces**2))),
@@ -277,6 +276,7 @@ def main():
     parser.add_argument("model", nargs="?", choices=list(RECIPES))
     parser.add_argument("--seconds", type=float, default=900.0)
     parser.add_argument("--settings", type=json.loads, default={}, help="changes, as JSON")
+    parser.add_argument("--cutoff", type=float, default=4.2, help="Å [beyond second neighbors]")
     parser.add_argument("--compiled", action="store_true", help="nequip-allegro: torch.compile")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--optimizer", default="adamw", choices=["adamw", "muon"])
@@ -305,7 +305,11 @@ def main():
         rate = MUON_RATE
     recipe = (side, model, settings | given.settings, given.rate or rate)
     about = {"model": given.model, "settings": recipe[2], "rate": recipe[3]}
-    about |= {"optimizer": given.optimizer, "weight_decay": given.weight_decay}
+    about |= {
+        "cutoff": given.cutoff,
+        "optimizer": given.optimizer,
+        "weight_decay": given.weight_decay,
+    }
     if side == "ours":
         about |= {"seed": given.seed}
         found = ours(recipe, given)

@@ -122,6 +122,11 @@ def test_sum_of_potentials_is_rebuilt_term_by_term(tmp_path, potential):
     assert restored[1]["stiffness"].shape == (2, 3)
 
 
+def test_folders_on_the_way_to_a_model_are_made(tmp_path, potential, params):
+    """Nothing that was learned is lost for want of one."""
+    assert load(save_model(tmp_path / "a" / "b" / "m", potential, params))[1] is not None
+
+
 def test_an_existing_model_is_replaced_only_on_request(model, potential, params):
     before = snapshot(model)
     changed = params | {"scale": 2.0}

@@ -218,8 +218,9 @@ def dimenet(config: DimeNetConfig) -> Potential:
         m = _first_messages(params["embedding"], kind, radial, graph)
         n_atoms = system.n_atoms
         longest = graph.row_length or (config.most_neighbors if fits is not None else None)
-        pairs = longest is not None and longest <= (_FEW_NEIGHBORS if on_cpu() else _FEW_ON_GPU)
-        length = longest if pairs else _row_length(graph, n_atoms)
+        few = _FEW_NEIGHBORS if on_cpu() else _FEW_ON_GPU
+        pairs = longest is not None and longest <= few
+        length = longest if longest is not None and pairs else _row_length(graph, n_atoms)
         rows = edge_rows(graph, n_atoms, length, one_each=pairs)
         *directions, scaled = jnp.moveaxis(to_rows(polar, rows), -1, 0)
         spherical = _spherical_basis(scaled, rows, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mosaicmd.kernel.batches import Batches
+from mosaicmd.kernel.compilation import compiler_options
 from mosaicmd.kernel.data_parallel import replicate, sum_over_devices
 from mosaicmd.kernel.label_errors import (
     MatchingLoss,
@@ -115,7 +117,7 @@ def force_matching(
         )
         return replicate(state, mesh)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def move(
         state: ForceMatchingState, batch: Batch
     ) -> tuple[ForceMatchingState, dict[str, Array], dict[str, Sums]]:
@@ -210,7 +212,10 @@ def evaluate_labels(
     first = batches(1)
     labels = [one for one in first.labels if one != "charges" or charges_fn is not None]
     loss = MatchingLoss(**dict.fromkeys(labels, 1.0))
-    sums = jax.jit(sum_over_devices(_slots(energy_fn, loss, charges_fn), batches.mesh))
+    sums = jax.jit(
+        sum_over_devices(_slots(energy_fn, loss, charges_fn), batches.mesh),
+        compiler_options=compiler_options(training=False),
+    )
     totals = None
     for batch in batches.epoch():
         found = jax.device_get(sums(params, batch))

@@ -78,7 +78,7 @@ def save_model(
         overwrite: replace an existing model.
 
     Returns:
-        The directory.
+        The directory, made with those above it.
 
     Raises:
         ValueError: if the parameters do not belong to the potential, or something cannot
@@ -102,6 +102,7 @@ def save_model(
         weights=_WeightsRecord(sha256=hashlib.sha256(weights).hexdigest(), structure=structure),
     )
     model = to_json(record.model_dump(), _MODEL) + "\n"
+    directory.parent.mkdir(parents=True, exist_ok=True)
     return atomic_write_directory(
         directory, {_MODEL: model.encode(), _WEIGHTS: weights}, overwrite=overwrite
     )

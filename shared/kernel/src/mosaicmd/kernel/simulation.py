@@ -25,7 +25,7 @@ from mosaicmd.kernel._explosions import (
 from mosaicmd.kernel._run_directory import RunDirectory
 from mosaicmd.kernel._run_progress import run_progress
 from mosaicmd.kernel._run_state import Frames, RunState, identity, resumed
-from mosaicmd.kernel.compilation import options_for_forces
+from mosaicmd.kernel.compilation import compiler_options
 from mosaicmd.kernel.integrators import Integrator, MDState, maxwell_boltzmann
 from mosaicmd.kernel.neighbors import NeighborList, grow, neighbor_list
 from mosaicmd.kernel.observables import Observable
@@ -121,8 +121,9 @@ class Simulation:
             capacity=self.chunk_frames,
             store_momenta=store_momenta,
         )
-        options = options_for_forces()
-        self._run_chunk = jax.jit(self._chunk, static_argnums=0, compiler_options=options)
+        self._run_chunk = jax.jit(
+            self._chunk, static_argnums=0, compiler_options=compiler_options(training=False)
+        )
         self._begin = jax.jit(self._begun)
 
     def start(

@@ -282,9 +282,9 @@ def _prepare_jax(*, training: bool = True) -> None:
     """Allow float64, let products in float32 be that on accelerators, and compile soon."""
     import jax
 
-    from mosaicmd.kernel.compilation import compile_without_search
+    from mosaicmd.kernel.compilation import tune_compiler
 
-    compile_without_search(training=training)
+    tune_compiler(training=training)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "float32")
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from mosaicmd.kernel.compilation import compiler_options
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.model_files import load_model
 from mosaicmd.kernel.neighbors import NeighborList, Neighbors, grow, neighbor_list
@@ -135,7 +137,7 @@ class PotentialCalculator(Calculator):
         graph = self._graph(system)
         has_stress = own.cell.rank == 3 and bool(np.any(own.pbc))
         found = jax.device_get(
-            _evaluate(
+            _evaluate()(
                 self.potential.energy,
                 self.charges_fn,
                 has_stress,
@@ -219,8 +221,15 @@ _build = jax.jit(NeighborList.build, static_argnums=0)
 _update = jax.jit(NeighborList.update, static_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _evaluate(
+@functools.cache
+def _evaluate() -> Callable[..., _Found]:
+    """:func:`_evaluated`, compiled: the options depend on the device, which is known by now."""
+    return jax.jit(
+        _evaluated, static_argnums=(0, 1, 2), compiler_options=compiler_options(training=False)
+    )
+
+
+def _evaluated(
     energy_fn: EnergyFn,
     charges_fn: ChargesFn | None,
     has_stress: bool,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_numbers
 
+from mosaicmd.kernel.compilation import compiler_options
 from mosaicmd.kernel.deploy.exported import ExportedModel, ExportError, load_exported
 from mosaicmd.kernel.systems import bucket_size
 
@@ -56,7 +57,8 @@ class LocalModel:
         self.cutoff, self.hops = model.cutoff, max(model.hops, 1)
         self._index = np.array([_index(model, name) for name in elements.split()], np.int32)
         self._dtype = np.dtype(model.info["dtype"])
-        self._evaluate = jax.jit(_local(model.program))
+        options = compiler_options(training=False)
+        self._evaluate = jax.jit(_local(model.program), compiler_options=options)
         self._programs: dict[tuple[int, int], Callable[..., Any]] = {}
         self._room = (0, 0)
 
