@@ -64,7 +64,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaicmd.kernel.compilation import compiler_options
 from mosaicmd.kernel.files import atomic_write_bytes
 from mosaicmd.kernel.graphs import Graph
 from mosaicmd.kernel.model_files import load_model, read_model_record
@@ -246,8 +245,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
             f"{path} computes in float64 but JAX is in 32-bit mode; call "
             'jax.config.update("jax_enable_x64", True) first, or export it in float32'
         )
-    options = compiler_options(training=False)
-    return ExportedModel(info, jax.jit(program.call, compiler_options=options))
+    return ExportedModel(info, jax.jit(program.call))
 
 
 def _serialised(architecture: str, program: Any, dtype: np.dtype, platforms: Sequence[str]) -> Any:
