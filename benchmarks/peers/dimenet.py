@@ -13,6 +13,7 @@ pay on top of it for the skin of their neighbor lists. On a GPU, `gpu.py` measur
 JAX.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -70,6 +71,7 @@ def ours(positions, box, cutoff, most_neighbors):
     import jax.numpy as jnp
 
     from mosaicmd.gnn_models import DimeNetConfig, dimenet
+    from mosaicmd.kernel.compilation import compiler_options
     from mosaicmd.kernel.graphs import host_graph
     from mosaicmd.kernel.potentials import evaluate
     from mosaicmd.kernel.systems import make_system
@@ -90,8 +92,9 @@ def ours(positions, box, cutoff, most_neighbors):
     def loss(*args):
         return jnp.mean(evaluate(model.energy, *args).forces ** 2)
 
-    forces = jax.jit(lambda *args: evaluate(model.energy, *args))
-    return {"edges": graph.n_edges}, forces, jax.jit(jax.value_and_grad(loss)), args
+    compiled = functools.partial(jax.jit, compiler_options=compiler_options())
+    forces = compiled(lambda *args: evaluate(model.energy, *args))
+    return {"edges": graph.n_edges}, forces, compiled(jax.value_and_grad(loss)), args
 
 
 def chemtrain(positions, box, cutoff):

@@ -124,7 +124,8 @@ def test_sum_of_potentials_is_rebuilt_term_by_term(tmp_path, potential):
 
 def test_folders_on_the_way_to_a_model_are_made(tmp_path, potential, params):
     """Nothing that was learned is lost for want of one."""
-    assert load(save_model(tmp_path / "a" / "b" / "m", potential, params))[1] is not None
+    found = load(save_model(tmp_path / "a" / "b" / "m", potential, params))[1]
+    jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_an_existing_model_is_replaced_only_on_request(model, potential, params):
