@@ -11,6 +11,7 @@ from mosaicmd.gnn_models.radial import (
     perceptron,
     power_envelope,
     scaled_silu,
+    silu,
 )
 
 
@@ -51,3 +52,17 @@ def test_networks_preserve_the_mean_square():
     outputs = perceptron(weights, jax.random.normal(jax.random.key(1), (500, 8)))
     assert 0.8 < float(jnp.mean(outputs**2)) < 1.25
     assert (perceptron(weights, jnp.zeros((1, 8))) == 0.0).all()
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float64", 1e-13), ("float32", 1e-5)])
+def test_silu_and_four_derivatives_are_those_of_jax(dtype, atol):
+    """Also along directions, as for elastic constants, and where single precision overflows."""
+    x = jnp.concatenate([jnp.linspace(-40.0, 40.0, 801), jnp.asarray([-1e4, 1e4])]).astype(dtype)
+    found, expected = silu, jax.nn.silu
+    for order in range(5):
+        values, reference = jax.vmap(found)(x), jax.vmap(expected)(x.astype(jnp.float64))
+        assert values.dtype == x.dtype
+        np.testing.assert_allclose(values, reference, rtol=1e-6, atol=atol, err_msg=str(order))
+        pushed = jax.jvp(found, (x[300],), (jnp.ones((), dtype),))[1]
+        found, expected = jax.grad(found), jax.grad(expected)
+        np.testing.assert_allclose(pushed, found(x[300]), rtol=1e-6, atol=atol)

@@ -13,7 +13,9 @@ from mosaicmd.gnn_models.triplets import (
     edge_rows,
     from_rows_reversed,
     opposite_edges,
+    pair_filters,
     pair_polynomials,
+    sum_filtered_pairs,
     sum_pairs,
     sum_triplets,
     to_rows,
@@ -124,7 +126,12 @@ def of_layout(graph, system, length, n_spherical, n_features):
         return (sums,), messages, filters, directions
     polynomials = pair_polynomials(*moved, n_spherical)
     pairs = sum_pairs(messages, filters_of_rows, polynomials, rows)
-    return (sums, pairs), messages, filters, directions
+    radial = [f.reshape(-1, n_features).T for f in filters_of_rows]
+    own = jnp.tile(jnp.eye(n_features), (n_spherical, 1))
+    none, one = pair_filters(radial, list(moved), [0.0 * own, own])
+    filtered = sum_filtered_pairs(messages, one, rows)
+    filtered += sum_filtered_pairs(messages, none, rows)
+    return (sums, pairs, filtered), messages, filters, directions
 
 
 @pytest.mark.parametrize("length", [3, 16])

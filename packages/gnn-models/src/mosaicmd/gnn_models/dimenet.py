@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mosaicmd.gnn_models.pairs import check_species, species_index
-from mosaicmd.gnn_models.radial import power_envelope
+from mosaicmd.gnn_models.radial import power_envelope, silu
 from mosaicmd.gnn_models.spherical_bessel import (
     spherical_bessel_functions,
     spherical_harmonics,
@@ -22,7 +23,9 @@ from mosaicmd.gnn_models.triplets import (
     EdgeRows,
     edge_rows,
     on_cpu,
+    pair_filters,
     pair_polynomials,
+    sum_filtered_pairs,
     sum_pairs,
     sum_triplets,
     to_rows,
@@ -224,10 +227,13 @@ def dimenet(config: DimeNetConfig) -> Potential:
         rows = edge_rows(graph, n_atoms, length, one_each=pairs)
         *directions, scaled = jnp.moveaxis(to_rows(polar, rows), -1, 0)
         spherical = _spherical_basis(scaled, rows, config)
-        hear = _sums_over_triplets(directions, rows, n_l, n_atoms, pairs=pairs)
+        listeners = _listeners(
+            config, params["blocks"], spherical, directions, rows, n_atoms, pairs=pairs
+        )
         values = _output(params["outputs"][0], m, radial, graph, n_atoms)
-        for block, output in zip(params["blocks"], params["outputs"][1:], strict=True):
-            m = _interaction(block, m, radial, spherical, hear)
+        layers = zip(params["blocks"], listeners, params["outputs"][1:], strict=True)
+        for block, hear, output in layers:
+            m = _interaction(block, m, radial, hear)
             values = values + _output(output, m, radial, graph, n_atoms)
         values = values if fits is None else jnp.where(fits, values, jnp.nan)
         return jnp.where(system.mask, values, 0.0)
@@ -263,15 +269,37 @@ def _shortened(config: DimeNetConfig, system: System, graph: Graph) -> tuple[Gra
     return graph, None
 
 
-def _sums_over_triplets(
-    directions: list[Array], rows: EdgeRows, n_l: int, n_atoms: int, *, pairs: bool
-) -> Callable[[Array, list[Array]], Array]:
-    """What turns messages and filters into what every edge hears: over pairs, or by moments."""
+def _listeners(
+    config: DimeNetConfig,
+    blocks: tuple[Params, ...],
+    spherical: list[Array],
+    directions: list[Array],
+    rows: EdgeRows,
+    n_atoms: int,
+    *,
+    pairs: bool,
+) -> list[Callable[[Array], Array]]:
+    """For each block what turns messages into what every edge hears, by pairs or by moments."""
+    weights = [block["spherical"]["in"] @ block["spherical"]["out"] for block in blocks]
+    if pairs and on_cpu():
+        filters = pair_filters(spherical, directions, weights)
+        return [functools.partial(sum_filtered_pairs, filters=each, rows=rows) for each in filters]
     if pairs:
-        polynomials = pair_polynomials(*directions, n_spherical=n_l)
-        return lambda sent, filters: sum_pairs(sent, filters, polynomials, rows)
-    harmonics = spherical_harmonics(*directions, n_spherical=n_l)
-    return lambda sent, filters: sum_triplets(sent, filters, harmonics, rows, n_atoms)
+        polynomials = pair_polynomials(*directions, n_spherical=config.n_spherical)
+        hear = functools.partial(sum_pairs, polynomials=polynomials, rows=rows)
+    else:
+        harmonics = spherical_harmonics(*directions, n_spherical=config.n_spherical)
+        hear = functools.partial(sum_triplets, harmonics=harmonics, rows=rows, n_atoms=n_atoms)
+    return [functools.partial(hear, filters=_filters(spherical, each)) for each in weights]
+
+
+def _filters(spherical: list[Array], weight: Array) -> list[Array]:
+    """Combinations of the radial functions of each ``l``, ``[n_rows * length, n_triplet]``."""
+    weights = list(weight.reshape(len(spherical), -1, weight.shape[1]))
+    if on_cpu():
+        return [f.T @ w for f, w in zip(spherical, weights, strict=True)]
+    together = jnp.concatenate(spherical).T @ jax.scipy.linalg.block_diag(*weights)
+    return jnp.split(together, len(spherical), axis=1)
 
 
 def _spherical_basis(scaled: Array, rows: EdgeRows, config: DimeNetConfig) -> list[Array]:
@@ -291,28 +319,14 @@ def _first_messages(params: Params, kind: Array, radial: Array, graph: Graph) ->
     n = h.shape[1]
     receiver, sender = h @ weight[:n] + params["bias"][None], h @ weight[n : 2 * n]
     ends = receiver[kind[graph.receivers]] + sender[kind[graph.senders]]
-    return jax.nn.silu(ends + radial.T @ weight[2 * n :])
+    return silu(ends + radial.T @ weight[2 * n :])
 
 
-def _interaction(
-    params: Params,
-    m: Array,
-    radial: Array,
-    spherical: list[Array],
-    hear: Callable[[Array, list[Array]], Array],
-) -> Array:
+def _interaction(params: Params, m: Array, radial: Array, hear: Callable[[Array], Array]) -> Array:
     """One block: messages ``[n_edges, F]`` after they heard from those that arrive behind them."""
     filters = radial.T @ (params["radial"]["in"] @ params["radial"]["out"])
-    sent = jax.nn.silu((_layer(params["source"], m) * filters) @ params["down"])
-    weight = params["spherical"]["in"] @ params["spherical"]["out"]
-    weights = list(weight.reshape(len(spherical), -1, weight.shape[1]))
-    if on_cpu():
-        basis = [f.T @ w for f, w in zip(spherical, weights, strict=True)]
-    else:  # one product
-        together = jnp.concatenate(spherical).T @ jax.scipy.linalg.block_diag(*weights)
-        basis = jnp.split(together, len(spherical), axis=1)
-    heard = hear(sent, basis)
-    new = _layer(params["target"], m) + jax.nn.silu(heard @ params["up"])
+    heard = hear(silu((_layer(params["source"], m) * filters) @ params["down"]))
+    new = _layer(params["target"], m) + silu(heard @ params["up"])
     for residual in params["before"]:
         new = _residual(residual, new)
     m = m + _layer(params["skip"], new)
@@ -334,7 +348,7 @@ def _residual(params: Params, x: Array) -> Array:
 
 
 def _layer(params: Params, x: Array) -> Array:
-    return jax.nn.silu(x @ params["weight"] + params["bias"][None])
+    return silu(x @ params["weight"] + params["bias"][None])
 
 
 def _row_length(graph: Graph, n_atoms: int) -> int:

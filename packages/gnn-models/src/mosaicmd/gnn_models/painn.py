@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from mosaicmd.gnn_models.cutoffs import polynomial_switch
 from mosaicmd.gnn_models.layered import Between, Layered
 from mosaicmd.gnn_models.pairs import check_species, species_index
+from mosaicmd.gnn_models.radial import silu
 from mosaicmd.kernel.config import Config, Length, load_config
 from mosaicmd.kernel.graphs import Graph, edge_vectors, gather_senders, sum_edges
 from mosaicmd.kernel.potentials import Params, Potential
@@ -201,7 +202,7 @@ def _update(params: Params, s: Array, v: Array) -> tuple[Array, Array | float]:
 def _perceptron(params: Params, x: Array) -> Array:
     """Two dense layers, ``hidden`` and ``out``, with a SiLU between them."""
     hidden, out = params["hidden"], params["out"]
-    x = jax.nn.silu(x @ hidden["weight"] + hidden["bias"][None])
+    x = silu(x @ hidden["weight"] + hidden["bias"][None])
     return x @ out["weight"] + out["bias"][None]
 
 

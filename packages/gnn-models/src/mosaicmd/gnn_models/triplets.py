@@ -191,11 +191,16 @@ def pair_polynomials(x: Array, y: Array, z: Array, n_spherical: int) -> Array:
         ``[n_rows, length, n_spherical * length]``, ``l`` by ``l`` in the last axis.
     """
     cosine = sum(c[:, :, None] * c[:, None, :] for c in (x, y, z))
-    values = [jnp.ones_like(cosine), cosine]
-    for l in range(2, n_spherical):
-        values.append(((2 * l - 1) * cosine * values[-1] - (l - 1) * values[-2]) / l)
     others = jnp.asarray(~np.eye(x.shape[1], dtype=bool), x.dtype)[None]
-    return jnp.concatenate([others * one for one in values[:n_spherical]], axis=2)
+    return jnp.concatenate([others * P for P in _legendre(cosine, n_spherical)], axis=2)
+
+
+def _legendre(x: Array, n_spherical: int) -> list[Array]:
+    """``P_l(x)`` for ``l < n_spherical``."""
+    values = [jnp.ones_like(x), x]
+    for l in range(2, n_spherical):
+        values.append(((2 * l - 1) * x * values[-1] - (l - 1) * values[-2]) / l)
+    return values[:n_spherical]
 
 
 def sum_pairs(messages: Array, filters: list[Array], polynomials: Array, rows: EdgeRows) -> Array:
@@ -213,8 +218,39 @@ def sum_pairs(messages: Array, filters: list[Array], polynomials: Array, rows: E
     """
     sent = to_rows(messages, rows)
     sent = jnp.concatenate([sent * each.reshape(sent.shape) for each in filters], axis=1)
-    gather = _plain_pairs if rows.forward_mode else _sum_pairs
-    return from_rows_reversed(gather(polynomials, sent), rows)
+    return from_rows_reversed(jnp.einsum("rkm,rmc->rkc", polynomials, sent), rows)
+
+
+def pair_filters(radial: list[Array], directions: list[Array], weights: list[Array]) -> list[Array]:
+    """``sum_l f_l(kj) P_l(cos angle_kji)`` for all pairs of a row, zero for an edge with itself.
+
+    One product of matrices for each of several ``weights``, which for few neighbors is cheaper than
+    sums over ``l`` in every place.
+
+    Args:
+        radial: functions of the distance by ``l``, ``[n, n_rows * length]``, zero where masked.
+        directions: components of unit vectors, ``[n_rows, length]`` each.
+        weights: each ``[n_spherical * n, n_features]``, of which ``f_l`` are combinations.
+
+    Returns:
+        For each of ``weights`` ``[length, n_rows, length, n_features]``, the edges ``ji`` along the
+        first axis, ``kj`` along the third.
+    """
+    length = directions[0].shape[1]
+    cosine = sum(c.T[:, :, None] * c[None] for c in directions)  # contiguous in what is summed
+    others = jnp.asarray(~np.eye(length, dtype=bool), cosine.dtype)[:, None]
+    polynomials = jnp.stack([others * P for P in _legendre(cosine, len(radial))])
+    functions = jnp.stack(radial)  # [n_spherical, n, n_rows * length]
+    functions = functions.reshape(*functions.shape[:2], 1, *directions[0].shape)
+    basis = (functions * polynomials[:, None]).reshape(len(radial) * functions.shape[1], -1)
+    return [(basis.T @ weight).reshape(*cosine.shape, -1) for weight in weights]
+
+
+def sum_filtered_pairs(messages: Array, filters: Array, rows: EdgeRows) -> Array:
+    """:func:`sum_triplets` with filters from :func:`pair_filters`, ``[n_edges, n_features]``."""
+    sent = to_rows(messages, rows)
+    heard = sum(filters[:, :, k] * sent[None, :, k] for k in range(filters.shape[2]))
+    return from_rows_reversed(jnp.moveaxis(heard, 0, 1), rows)
 
 
 def _move(
@@ -265,14 +301,6 @@ def _plain_in(Z: Array, sent: Array) -> Array:
     return jnp.sum(Z[:, :, :, None] * sent[:, None], axis=2)
 
 
-def _plain_pairs(P: Array, sent: Array) -> Array:
-    """:func:`_plain_in` term by term, which on CPUs is one pass: long sums become several."""
-    if not on_cpu():
-        return jnp.einsum("rkm,rmc->rkc", P, sent)
-    terms = (P[:, :, m, None] * sent[:, None, m] for m in range(P.shape[2]))
-    return functools.reduce(jnp.add, terms)
-
-
 def _plain_out(Z: Array, moments: Array) -> Array:
     """``[r, m, k], [r, m, c] -> [r, k, c]``."""
     if not on_cpu():
@@ -289,11 +317,6 @@ def _plain_across(moments: Array, sent: Array) -> Array:
 _sum_in, _sum_out, _across = map(jax.custom_vjp, (_plain_in, _plain_out, _plain_across))
 _sum_in.defvjp(
     lambda Z, sent: (_sum_in(Z, sent), (Z, sent)),
-    lambda given, new: (_across(new, given[1]), _sum_out(given[0], new)),
-)
-_sum_pairs = jax.custom_vjp(_plain_pairs)
-_sum_pairs.defvjp(
-    lambda P, sent: (_sum_pairs(P, sent), (P, sent)),
     lambda given, new: (_across(new, given[1]), _sum_out(given[0], new)),
 )
 _sum_out.defvjp(
