@@ -10,8 +10,8 @@ without a model the lines become a table::
     python benchmarks/peers/accuracy.py --out lines.jsonl
 
 With `--epochs` instead of `--seconds`, `--seed` and `--save`, members of a committee, whose mean is
-another line (`--committee FOLDER FOLDER ...`). With `--device cuda` on a GPU instead, where no side
-uses TF32.
+another line (`--committee FOLDER FOLDER ...`) or teaches one network (`--teachers FOLDER FOLDER
+...`). With `--device cuda` on a GPU instead, where no side uses TF32.
 
 All see the same data (MOSAICMD_DATA, see :data:`mosaicmd.kernel.registry`), loss and schedule:
 a rate that rises over the first 2 % of the time and falls along a cosine to zero at its end, and
@@ -53,6 +53,7 @@ each other's place, as :func:`mosaicmd.kernel.label_checks.check_stress_by_group
 network finds that learned energies and forces alone: 0.2 GPa from these labels when they are
 exchanged, 1.0 GPa as they are."""
 BATCH = 2  # structures
+FOR_OURS = ("epochs", "seed", "save", "start", "teachers")
 
 
 def structures(element, part):
@@ -88,6 +89,48 @@ def examples_of(element, cutoff):
     return examples, list(references)
 
 
+def labelled_copies(examples, given):
+    """The structures with atoms displaced at random, labelled by the mean of saved models."""
+    import jax
+    import jax.numpy as jnp
+
+    from mosaicmd.kernel.data import Labels
+    from mosaicmd.kernel.examples import make_examples
+    from mosaicmd.kernel.graphs import pad_graph
+    from mosaicmd.kernel.potentials import evaluate
+    from mosaicmd.kernel.systems import pad_system
+
+    rng, copies = np.random.default_rng(given.seed), []
+    for one in examples:
+        positions = one.system.positions
+        shifts = rng.uniform(0.02, 0.15) * rng.normal(size=positions.shape)  # Å
+        moved = one.system._replace(positions=positions + shifts.astype(np.float32))
+        copies.append((moved, Labels(0.0, np.zeros(positions.shape), np.zeros((3, 3)))))
+    copies = make_examples(copies, given.cutoff, dtype=np.float32)
+    n_atoms = max(one.system.n_atoms for one in copies) + 1
+    n_edges = max(one.graph.n_edges for one in copies)
+    mean, params = mean_of(given.teachers)
+    params = jax.tree.map(jnp.float32, params)
+    label = jax.jit(lambda system, graph: evaluate(mean.energy, params, system, graph, stress=True))
+    for k, one in enumerate(copies):
+        system, graph, targets = jax.tree.map(jnp.asarray, one)
+        found = label(pad_system(system, n_atoms), pad_graph(graph, n_edges, n_atoms=n_atoms))
+        forces = found.forces[: system.n_atoms]
+        targets = targets._replace(energy=found.energy, forces=forces, stress=found.stress)
+        copies[k] = one._replace(targets=jax.tree.map(np.asarray, targets))
+    return copies
+
+
+def mean_of(folders):
+    """The mean of saved models, and its parameters."""
+    from mosaicmd.gnn_models import scaled
+    from mosaicmd.kernel.model_files import load_model
+    from mosaicmd.kernel.potentials import sum_potentials
+
+    members, params = zip(*(load_model(one) for one in folders), strict=True)
+    return scaled(sum_potentials(*members), 1.0 / len(members)), params
+
+
 def ours(recipe, given):
     import jax
     import jax.numpy as jnp
@@ -97,7 +140,7 @@ def ours(recipe, given):
     from mosaicmd.kernel.batches import Batches, prefetch
     from mosaicmd.kernel.compilation import tune_compiler
     from mosaicmd.kernel.force_matching import MatchingLoss, evaluate_labels, force_matching
-    from mosaicmd.kernel.model_files import save_model
+    from mosaicmd.kernel.model_files import load_model, save_model
     from mosaicmd.kernel.muon import muon
     from mosaicmd.kernel.potentials import build_potential
 
@@ -113,11 +156,16 @@ def ours(recipe, given):
     if model not in ("painn", "dimenet"):
         config["mean_neighbors"] = neighbors
     potential = scaled(build_potential(model, config), float(np.sqrt(np.mean(forces**2))))
-    params = jax.tree.map(jnp.float32, potential.init(jax.random.key(given.seed)))
+    params = potential.init(jax.random.key(given.seed))
+    if given.start is not None:
+        potential, params = load_model(given.start)
+    params = jax.tree.map(jnp.float32, params)
+    if given.teachers:
+        examples["train"] += labelled_copies(examples["train"], given)
     batches = Batches(examples["train"], BATCH, seed=given.seed)
     algorithm = force_matching(
         potential.energy,
-        MatchingLoss(**WEIGHTS),
+        MatchingLoss(**WEIGHTS | given.weights),
         optax.inject_hyperparams({"adamw": optax.adamw, "muon": muon}[given.optimizer])(
             learning_rate=0.0, weight_decay=given.weight_decay
         ),
@@ -150,16 +198,12 @@ def committee(given):
     """Errors of the mean of saved models of ours."""
     import jax
 
-    from mosaicmd.gnn_models import scaled
     from mosaicmd.kernel.batches import Batches
     from mosaicmd.kernel.force_matching import evaluate_labels
-    from mosaicmd.kernel.model_files import load_model
-    from mosaicmd.kernel.potentials import sum_potentials
 
     jax.config.update("jax_platforms", given.device)
     examples, _ = examples_of(given.element, given.cutoff)
-    members, params = zip(*(load_model(one) for one in given.committee), strict=True)
-    mean = scaled(sum_potentials(*members), 1.0 / len(members))
+    mean, params = mean_of(given.committee)
     found = evaluate_labels(mean.energy, params, Batches(examples["test"], BATCH, shuffle=False))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return found | {"epochs": 0, "parameters": size}
@@ -201,7 +245,8 @@ def peer(recipe, given):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(share, highest)
         deviations = compare(torch, side, chosen, labels, training=True)
-        loss = sum(WEIGHTS[name] * (one**2).mean() for name, one in deviations.items())
+        weights = WEIGHTS | given.weights
+        loss = sum(weights[name] * (one**2).mean() for name, one in deviations.items())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(side.parameters, 10.0)
@@ -276,6 +321,7 @@ def main():
     parser.add_argument("model", nargs="?", choices=list(RECIPES))
     parser.add_argument("--seconds", type=float, default=900.0)
     parser.add_argument("--settings", type=json.loads, default={}, help="changes, as JSON")
+    parser.add_argument("--weights", type=json.loads, default={}, help="changes, as JSON")
     parser.add_argument("--cutoff", type=float, default=4.2, help="Å [beyond second neighbors]")
     parser.add_argument("--compiled", action="store_true", help="nequip-allegro: torch.compile")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -288,6 +334,13 @@ def main():
     parser.add_argument("--epochs", type=int, help="instead of `--seconds`, of ours")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches of ours")
     parser.add_argument("--save", type=Path, help="folder for a model of ours")
+    parser.add_argument("--start", type=Path, help="folder of a model of ours to start from")
+    parser.add_argument(
+        "--teachers",
+        type=Path,
+        nargs="+",
+        help="folders of models whose mean labels a displaced copy of each structure",
+    )
     parser.add_argument(
         "--committee", type=Path, nargs="+", help="folders of models whose mean is evaluated"
     )
@@ -307,14 +360,15 @@ def main():
     about = {"model": given.model, "settings": recipe[2], "rate": recipe[3]}
     about |= {
         "cutoff": given.cutoff,
+        "weights": WEIGHTS | given.weights,
         "optimizer": given.optimizer,
         "weight_decay": given.weight_decay,
     }
     if side == "ours":
-        about |= {"seed": given.seed}
+        about |= {"seed": given.seed, "teachers": [str(one) for one in given.teachers or ()]}
         found = ours(recipe, given)
-    elif given.optimizer == "muon" or given.epochs or given.seed or given.save:
-        parser.error("--optimizer muon, --epochs, --seed and --save are for models of ours")
+    elif given.optimizer == "muon" or any(getattr(given, name) for name in FOR_OURS):
+        parser.error("--optimizer muon, --" + ", --".join(FOR_OURS) + " are for models of ours")
     else:
         about |= {"compiled": given.compiled}
         found = peer(recipe, given)

@@ -17,6 +17,7 @@ import functools
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -26,11 +27,12 @@ from pathlib import Path
 import numpy as np
 
 FEATURES, REPEATS = 32, 5
-CASES = {"water": (5.0, None), "diamond": (2.0, 4)}  # cutoffs, Å, and most neighbors
+CUTOFFS = {"water": (5.0, None), "diamond": (2.0, 4)}  # Å, and most neighbors
+CASES = {"water": 901, **{f"diamond {n}": n for n in (64, 216, 1000, 10648)}}  # atoms
 
 
-def water():
-    """901 beads of mW water at 298 K and 0.998 g/cm³, after 10 ps from a lattice."""
+def water(n_atoms):
+    """Up to 1000 beads of mW water at 298 K and 0.998 g/cm³, after 10 ps from a lattice."""
     import jax
     import jax.numpy as jnp
 
@@ -42,7 +44,7 @@ def water():
 
     rng = np.random.default_rng(0)
     sites = np.stack(np.meshgrid(*[np.arange(10)] * 3), axis=-1).reshape(-1, 3) * 3.0 + 1.5
-    positions = rng.permutation(sites)[:901] + rng.normal(scale=0.05, size=(901, 3))
+    positions = rng.permutation(sites)[:n_atoms] + rng.normal(scale=0.05, size=(n_atoms, 3))
     system = make_system(positions, 8, cell=30.0, masses=18.015).astype(jnp.float32)
     epsilon = 6.189 * units.KCAL_PER_MOL
     model = stillinger_weber(epsilon=epsilon, sigma=2.3925, strength=23.15)
@@ -56,14 +58,14 @@ def water():
     return np.asarray(state.md.system.positions) % 30.0, 30.0
 
 
-def diamond():
-    """1000 atoms, displaced at random by 0.05 Å per direction."""
-    rng = np.random.default_rng(0)
+def diamond(n_atoms):
+    """Displaced at random by 0.05 Å per direction."""
+    rng, repeats = np.random.default_rng(0), round((n_atoms / 8) ** (1 / 3))
     face = np.array([[0, 0, 0], [0, 2, 2], [2, 0, 2], [2, 2, 0]])
     basis = np.concatenate([face, face + 1]) / 4.0
-    origins = np.stack(np.meshgrid(*[np.arange(5)] * 3), axis=-1).reshape(-1, 1, 3)
+    origins = np.stack(np.meshgrid(*[np.arange(repeats)] * 3), axis=-1).reshape(-1, 1, 3)
     positions = 3.567 * (origins + basis).reshape(-1, 3)
-    return positions + rng.normal(scale=0.05, size=positions.shape), 5 * 3.567
+    return positions + rng.normal(scale=0.05, size=positions.shape), repeats * 3.567
 
 
 def ours(positions, box, cutoff, most_neighbors):
@@ -142,7 +144,7 @@ def chemtrain(positions, box, cutoff):
 
 
 def timed(numbers, forces, training, args):
-    """Seconds of the core: the best of some calls, and what the first took longer."""
+    """Seconds of the core: the best of some calls, and what the first took longer; memory."""
     import jax
 
     found = dict(numbers)
@@ -154,6 +156,7 @@ def timed(numbers, forces, training, args):
             times.append(time.process_time() - start)
         found[name] = min(times[1:])
         found[f"{name}_compile"] = times[0] - found[name]
+        found[f"{name}_kib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found
 
 
@@ -167,25 +170,37 @@ def measured(python, side, path):
 
 
 def main(peer, wanted):
-    print("| system | implementation | energy and forces / s | training step / s | compiling / s |")
-    print("| --- | --- | ---: | ---: | ---: |")
+    print(
+        "| system | implementation | energy and forces / s | training step / s | compiling / s "
+        "| KiB per atom |"
+    )
+    print("| --- | --- |" + " ---: |" * 4)
+    before = {}  # atoms and KiB of the last size
     with tempfile.TemporaryDirectory() as folder:
-        for name, (cutoff, most) in CASES.items():
+        for name, n_atoms in CASES.items():
             if not name.startswith(wanted):
                 continue
-            positions, box = globals()[name]()
+            kind = name.split()[0]
+            cutoff, most = CUTOFFS[kind]
+            positions, box = globals()[kind](n_atoms)
             path = str(Path(folder) / f"{name}.npz")
             np.savez(path, positions=positions, box=box, cutoff=cutoff, most=most or 0)
             for side, python in (("MosaicMD", sys.executable), ("chemtrain", peer)):
                 found = measured(python, side, path)
-                compiling = f"{found['forces_compile']:.1f}, {found['training_compile']:.1f}"
-                size = f"{len(positions)} atoms, {found['edges']} edges"
+                memory = np.array([n_atoms, found["forces_kib"], found["training_kib"]])
+                grown = memory - before.get((kind, side), memory)
+                before[kind, side] = memory
+                size = f"{n_atoms} atoms, {found['edges']} edges"
                 size += f", {found['triplets']} triplets" if "triplets" in found else ""
-                print(
-                    f"| {name}: {size} | {side} | {found['forces']:.3f} | {found['training']:.3f} "
-                    f"| {compiling} |",
-                    flush=True,
-                )
+                cells = [
+                    f"{kind}: {size}",
+                    side,
+                    f"{found['forces']:.4f}",
+                    f"{found['training']:.4f}",
+                    f"{found['forces_compile']:.1f}, {found['training_compile']:.1f}",
+                    ", ".join(f"{one / grown[0]:.1f}" for one in grown[1:]) if grown[0] else "",
+                ]
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
