@@ -69,9 +69,9 @@ def power_envelope(distances: Array, cutoff: float, power: int) -> Array:
 def silu(x: Array) -> Array:
     """``x / (1 + exp(-x))``, any shape.
 
-    On CPUs a pass through memory takes longer than a hyperbolic tangent. So that XLA computes each
-    derivative from ``x`` in one pass and does not keep what it could share between them, their
-    arguments differ in sign or in the last digit.
+    On CPUs a pass through memory takes longer than a hyperbolic tangent. So that XLA finds each
+    derivative from ``x`` in one pass, and does not keep what they could share, the arguments of
+    their tangents differ in sign or in the last digit.
     """
     return 0.5 * x * (1.0 + jnp.tanh(0.5 * x))
 

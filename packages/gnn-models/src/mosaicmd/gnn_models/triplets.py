@@ -7,8 +7,9 @@ each edge then reads the moments: linear in the number of neighbors, in memory t
 nothing of which the number would have to be known beforehand, and so nothing can overflow.
 
 An atom with few neighbors has fewer pairs of them than moments. Where all neighbors of an atom
-stand in one short row, :func:`sum_pairs` goes over the pairs of each row. On a GPU, where both are
-products of small matrices, one product over pairs does what takes one for every ``l`` by moments.
+stand in one short row, :func:`sum_filtered_pairs` goes over the pairs of each row, after one large
+product of matrices has found the weights of all pairs. On a GPU, :func:`sum_pairs` takes one small
+product per row for what takes one for every ``l`` by moments, and stores no weights.
 """
 
 from __future__ import annotations
