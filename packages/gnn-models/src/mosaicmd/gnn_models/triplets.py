@@ -191,7 +191,7 @@ def pair_polynomials(x: Array, y: Array, z: Array, n_spherical: int) -> Array:
     Returns:
         ``[n_rows, length, n_spherical * length]``, ``l`` by ``l`` in the last axis.
     """
-    cosine = sum(c[:, :, None] * c[:, None, :] for c in (x, y, z))
+    cosine = functools.reduce(jnp.add, [c[:, :, None] * c[:, None, :] for c in (x, y, z)])
     others = jnp.asarray(~np.eye(x.shape[1], dtype=bool), x.dtype)[None]
     return jnp.concatenate([others * P for P in _legendre(cosine, n_spherical)], axis=2)
 
@@ -238,7 +238,8 @@ def pair_filters(radial: list[Array], directions: list[Array], weights: list[Arr
         first axis, ``kj`` along the third.
     """
     length = directions[0].shape[1]
-    cosine = sum(c.T[:, :, None] * c[None] for c in directions)  # contiguous in what is summed
+    products = [c.T[:, :, None] * c[None] for c in directions]  # contiguous in what is summed
+    cosine = functools.reduce(jnp.add, products)
     others = jnp.asarray(~np.eye(length, dtype=bool), cosine.dtype)[:, None]
     polynomials = jnp.stack([others * P for P in _legendre(cosine, len(radial))])
     functions = jnp.stack(radial)  # [n_spherical, n, n_rows * length]
@@ -250,7 +251,8 @@ def pair_filters(radial: list[Array], directions: list[Array], weights: list[Arr
 def sum_filtered_pairs(messages: Array, filters: Array, rows: EdgeRows) -> Array:
     """:func:`sum_triplets` with filters from :func:`pair_filters`, ``[n_edges, n_features]``."""
     sent = to_rows(messages, rows)
-    heard = sum(filters[:, :, k] * sent[None, :, k] for k in range(filters.shape[2]))
+    terms = [filters[:, :, k] * sent[None, :, k] for k in range(filters.shape[2])]
+    heard = functools.reduce(jnp.add, terms)
     return from_rows_reversed(jnp.moveaxis(heard, 0, 1), rows)
 
 
