@@ -128,9 +128,9 @@ def of_layout(graph, system, length, n_spherical, n_features):
     pairs = sum_pairs(messages, filters_of_rows, polynomials, rows)
     radial = [f.reshape(-1, n_features).T for f in filters_of_rows]
     own = jnp.tile(jnp.eye(n_features), (n_spherical, 1))
-    none, one = pair_filters(radial, list(moved), [0.0 * own, own])
-    filtered = sum_filtered_pairs(messages, one, rows)
-    filtered += sum_filtered_pairs(messages, none, rows)
+    once, thrice = pair_filters(radial, list(moved), [own, 3.0 * own])  # in this order
+    filtered = sum_filtered_pairs(messages, thrice, rows)
+    filtered -= 2.0 * sum_filtered_pairs(messages, once, rows)
     return (sums, pairs, filtered), messages, filters, directions
 
 
